@@ -1,0 +1,32 @@
+"""Stricter than the program: warnings are errors (setup.cfg), rank promotion raises, eight virtual CPU devices."""
+
+import os
+import pathlib
+
+# Before the first import of jax: both are read when the backend starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def strict_dtypes():
+  """Implicit dtype promotion is an error inside the test (global strictness breaks optax's adamw)."""
+  with jax.numpy_dtype_promotion("strict"):
+    yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """Where the real data sets lie: WAM_DATA, else ../shared/data beside the checkout; skips where neither exists."""
+  directory = pathlib.Path(os.environ.get("WAM_DATA", REPOSITORY.parent / "shared" / "data"))
+  if not directory.is_dir():
+    pytest.skip(f"no real data sets: {directory} does not exist (set WAM_DATA)")
+  return directory

@@ -1,0 +1,96 @@
+"""Trees of arrays with names: "layers/attention/q/kernel" and the like.
+
+Works on any pytree; names join the keys of the path with "/". Leaves out everything that knows about models.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wam.core.errors import check_same_trees
+from wam.core.types import Params, PyTree
+
+
+def _name(path: Sequence[Any]) -> str:
+  return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+  """Leaves by name, in the order of the tree.
+
+  >>> flatten({"b": {"x": 1}, "a": 2})
+  {'a': 2, 'b/x': 1}
+  """
+  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+  """The nested dict whose leaves have these names; the inverse of `flatten` on nested dicts.
+
+  >>> unflatten({"b/x": 1, "a": 2})
+  {'b': {'x': 1}, 'a': 2}
+  """
+  tree: Params = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def names(tree: PyTree) -> list[str]:
+  """The names of the leaves, in the order of the tree."""
+  return list(flatten(tree))
+
+
+def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+  """Like `jax.tree.map`, with the leaf's name as the function's first argument."""
+  return jax.tree_util.tree_map_with_path(lambda path, *x: function(_name(path), *x), tree, *rest)
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+  """Casts the floating-point leaves to `dtype`; integer and boolean leaves stay as they are."""
+  return jax.tree.map(
+    lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+  )
+
+
+def num_params(tree: PyTree) -> int:
+  """How many numbers the leaves hold together."""
+  return sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: PyTree) -> int:
+  """How many bytes the leaves take together."""
+  return sum(int(np.prod(np.shape(x))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def stack(trees: Sequence[PyTree]) -> PyTree:
+  """One tree with a leading member axis: leaves [M, ...].
+
+  Raises:
+    MismatchedTrees: if names or shapes differ.
+    ValueError: if there is no tree.
+  """
+  if not trees:
+    raise ValueError("stack: expected at least one tree, found none")
+  check_same_trees(*trees)
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstack(tree: PyTree) -> list[PyTree]:
+  """The members of a tree whose leaves are [M, ...]; the inverse of `stack`."""
+  leaves, structure = jax.tree.flatten(tree)
+  return [structure.unflatten([x[m] for x in leaves]) for m in range(len(leaves[0]))]
+
+
+def non_finite(tree: PyTree) -> list[str]:
+  """Names of the floating-point leaves that hold NaN or infinity."""
+  flat = {n: x for n, x in flatten(tree).items() if jnp.issubdtype(x.dtype, jnp.floating)}
+  finite = jax.device_get({n: jnp.isfinite(x).all() for n, x in flat.items()})
+  return [n for n, ok in finite.items() if not ok]
