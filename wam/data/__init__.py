@@ -1,0 +1,1 @@
+"""Data: files into strings, strings into token rows, rows into batches."""
