@@ -1,0 +1,43 @@
+# make demo        the reward-tax front of a small world, about six minutes on 2 CPU cores
+# make test        lint, types and the default test suite
+# make parity      comparison with torch and transformers, in an environment of its own
+# make browser     the report in a headless Chromium
+# make bench       speed against torch, TRL, transformers and Tunix
+.PHONY: demo test lint parity browser bench clean
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PARITY := .venv-parity
+
+demo: $(VENV)/.installed
+	$(BIN)/wam run --config configs/alignment_tax/tiny.py --workdir runs/demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not parity and not browser"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest -m parity tests/parity
+
+browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -m browser tests/browser
+
+# The stamps are rebuilt whenever the metadata or the pins change.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,datasets]"
+	touch $@
+
+$(PARITY)/.installed: setup.cfg pyproject.toml constraints.txt
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache
