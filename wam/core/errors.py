@@ -8,7 +8,6 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 
@@ -89,6 +88,8 @@ def check_same_trees(*trees: Any, names: Sequence[str] | None = None) -> None:
   Raises:
     MismatchedTrees: names every missing, extra or differently shaped leaf of every tree.
   """
+  import jax  # not above: the report and the command line raise these errors without loading JAX
+
   labels = names or [f"member {i}" for i in range(len(trees))]
   flat = [
     {
