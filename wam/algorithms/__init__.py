@@ -1,0 +1,1 @@
+"""Floor 3: training algorithms, each read from top to bottom; none imports another."""
