@@ -9,8 +9,8 @@ Policies, the same everywhere:
 * EOS goes after a completion (`add_eos`). A completion that was cut has no EOS, since it did not end there.
 * A prompt that is too long keeps its right end (and BOS); a completion that is too long keeps its left end.
 * Tokenizers of the SentencePiece kind put a blank before every text. A completion does not begin a text, so it
-  is encoded behind an anchor character which is then taken off: "word" continues a word and " word" starts one, as in any other
-  tokenizer. A completion whose prompt is empty does begin a text and keeps the blank.
+  is encoded behind an anchor character which is then taken off: "word" continues a word and " word" starts one, as in
+  any other tokenizer. A completion whose prompt is empty does begin a text and keeps the blank.
 """
 
 from collections.abc import Sequence
