@@ -5,7 +5,7 @@ import pytest
 
 from wam.core.errors import BadData, ConfigError, UnknownName
 from wam.data.examples import Pair
-from wam.data.preferences import ASSISTANT, load_pairs, read_pairs, split_dialogue
+from wam.data.preferences import ASSISTANT, dialogue_turns, load_pairs, read_pairs, split_dialogue
 
 
 def write(tmp_path, rows):
@@ -35,6 +35,16 @@ def test_dialogues_split_at_the_last_common_turn():
   pair = split_dialogue(dialogue("a", "b", "c", "d"), dialogue("a", "B", "c", "d"))
   assert pair.prompt == dialogue("a") + ASSISTANT and pair.chosen == " b" + dialogue("c", "d")
   assert split_dialogue(dialogue("a", "b"), dialogue("z", "b")) is None
+
+
+def test_dialogue_turns():
+  roles = ["user", "assistant", "user"]
+  expected = [{"role": role, "content": said} for role, said in zip(roles, "abc", strict=True)]
+  assert dialogue_turns(dialogue("a", "b", "c")) == expected
+  assert dialogue_turns(dialogue("a", "b", "c") + ASSISTANT) == expected
+  for text in ("", "Hello\n\nHuman: a"):
+    with pytest.raises(BadData, match="not a dialogue"):
+      dialogue_turns(text)
 
 
 def test_unusable_dialogues_are_named_or_counted(tmp_path, caplog):

@@ -76,7 +76,7 @@ def test_percentages_cover_everything_once(rows, cuts):
   assert bounds[0][0] == 0 and bounds[-1][1] == rows
   assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
   for (low, high), (a, b) in zip(bounds, itertools.pairwise(cuts), strict=True):
-    assert abs((high - low) - rows * (b - a) / 100) <= 1
+    assert abs(low - rows * a / 100) <= 0.5 and abs(high - rows * b / 100) <= 0.5
 
 
 @pytest.mark.parametrize("slice_", [":3", "3:", "-3:", ":-3", "2:5", ":", "10:", "-4:-2", "5:2"])

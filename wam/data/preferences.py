@@ -5,6 +5,7 @@ Leaves out lists of messages in place of strings, and ties.
 
 import logging
 import os.path
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -122,6 +123,28 @@ def split_dialogue(chosen: str, rejected: str) -> Pair | None:
     return None
   place += len(ASSISTANT)
   return Pair(chosen[:place], chosen[place:], rejected[place:])
+
+
+def dialogue_turns(dialogue: str) -> list[dict[str, str]]:
+  """The turns of a dialogue in HH's writing as messages for a chat template (tokenizers.chat_prompt).
+
+  An open turn of the assistant at the end, as prompts have it, is left out.
+
+  Raises:
+    BadData: the text does not begin with a turn.
+
+  >>> dialogue_turns("\\n\\nHuman: Hi!\\n\\nAssistant:")
+  [{'role': 'user', 'content': 'Hi!'}]
+  """
+  before, *pieces = re.split(r"\n\n(Human|Assistant):", dialogue)
+  if before.strip() or not pieces:
+    raise BadData(f"not a dialogue, which begins with '\\n\\nHuman:': {dialogue[:60]!r}")
+  roles = {"Human": "user", "Assistant": "assistant"}
+  turns = [
+    {"role": roles[name], "content": said.strip()}
+    for name, said in zip(pieces[::2], pieces[1::2], strict=True)
+  ]
+  return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def _sort_out(

@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# On import transformers tells that it found no torch; only its tokenizers are used here, and they need none.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 import tokenizers
 import transformers
 
