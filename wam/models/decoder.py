@@ -23,8 +23,8 @@ class Cache(NamedTuple):
   """Keys and values of the slots written so far.
 
   Attributes:
-    keys: one array [B, S, K, H] per layer (a tuple: a cache stacked inside a scan decodes at half the speed).
-    values: likewise.
+    keys: one array [B, K, H, S] per layer (a tuple: a cache stacked inside a scan decodes at half the speed).
+    values: one array [B, K, S, H] per layer.
     valid: bool [B, S]; which slots hold a real token.
     index: int32 []; the slot that is written next, the same for all rows (prompts are padded on the left).
   """
@@ -33,6 +33,23 @@ class Cache(NamedTuple):
   values: tuple[jax.Array, ...]
   valid: jax.Array
   index: jax.Array  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+  def repeat(self, times: int) -> "Cache":
+    """Every row `times` times, the copies next to each other."""
+    keys, values, valid = jax.tree.map(
+      lambda x: jnp.repeat(x, times, axis=0), (self.keys, self.values, self.valid)
+    )
+    return Cache(keys, values, valid, self.index)
+
+  def lengthen(self, length: int) -> "Cache":
+    """The same with empty slots added up to `length` slots."""
+    more = length - self.valid.shape[1]
+    return Cache(
+      tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, more))) for k in self.keys),
+      tuple(jnp.pad(v, ((0, 0), (0, 0), (0, more), (0, 0))) for v in self.values),
+      jnp.pad(self.valid, ((0, 0), (0, more))),
+      self.index,
+    )
 
 
 class Output(NamedTuple):
@@ -104,11 +121,11 @@ class LanguageModel:
 
   def init_cache(self, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
     """An empty cache of `length` slots for `batch` rows."""
-    shape = (batch, length, self.config.num_kv_heads, self.config.head_dim)
+    K, H = self.config.num_kv_heads, self.config.head_dim
     layers = range(self.config.num_layers)
     return Cache(
-      keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
-      values=tuple(jnp.zeros(shape, dtype) for _ in layers),
+      keys=tuple(jnp.zeros((batch, K, H, length), dtype) for _ in layers),
+      values=tuple(jnp.zeros((batch, K, length, H), dtype) for _ in layers),
       valid=jnp.zeros((batch, length), bool),
       index=jnp.zeros((), jnp.int32),
     )

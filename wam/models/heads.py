@@ -16,7 +16,7 @@ from wam.models.decoder import LanguageModel
 
 
 def at_last_token(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Picks from x [B, T, ...] the entry at each row's last real token: [B, ...]; mask bool [B, T] or None for all real."""
+  """Picks from x [B, T, ...] the entry at each row's last real token: [B, ...]; mask bool [B, T], None: all real."""
   if mask is None:
     return x[:, -1]
   last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)

