@@ -7,15 +7,9 @@ those of the completion, its end-of-sequence token included.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from wam.core.types import Params, PyTree
-from wam.losses import sequence
+from wam.core.types import Params
 from wam.models.decoder import LanguageModel
-from wam.training import loop, optimizers
-from wam.training.state import LossFn, Pair
+from wam.training import loop, objectives, optimizers
 from wam.training.workdir import Run
 
 
@@ -54,7 +48,7 @@ def run(
     NonFinite, Interrupted, CannotWrite: as `loop.fit`.
   """
   tx = optimizers.make(total_steps=num_steps, **optimizer)
-  loss_fn = make_loss(model, dtype=dtype, remat=remat, logits_chunk=logits_chunk)
+  loss_fn = objectives.next_token(model, dtype=dtype, remat=remat, logits_chunk=logits_chunk)
   return loop.fit(
     params,
     batches,
@@ -65,50 +59,5 @@ def run(
     num_steps=num_steps,
     accumulate_steps=accumulate_steps,
     log_every=log_every,
-    count_tokens=count_tokens,
+    count_tokens=objectives.count_tokens,
   )
-
-
-def make_loss(
-  model: LanguageModel,
-  *,
-  dtype: str = "float32",
-  remat: bool = False,
-  logits_chunk: int | None = None,
-) -> LossFn:
-  """Σ_t -log p(token t | tokens before) over the loss mask, in nats, and the number of such tokens.
-
-  The metric "accuracy" is left out on purpose: an argmax over the vocabulary costs as much as the loss on small models.
-  """
-
-  def loss_fn(
-    params: Params, batch: PyTree, key: jax.Array
-  ) -> tuple[jax.Array, jax.Array, dict[str, Pair]]:
-    del key  # nothing random in the forward pass
-    tokens, mask = batch["tokens"], batch["mask"]
-    output = model.apply(
-      params,
-      tokens,
-      mask=mask,
-      dtype=jnp.dtype(dtype),
-      remat=remat,
-      logits=logits_chunk is None,
-    )
-    if output.logits is not None:
-      logprobs = sequence.token_logprobs(output.logits, tokens)
-    else:
-      logprobs = sequence.token_logprobs_from_hidden(
-        output.hidden,
-        tokens,
-        lambda hidden: model.logits(params, hidden),
-        chunk=logits_chunk or tokens.shape[1],
-      )
-    weights = batch["loss_mask"].astype(jnp.float32)
-    return sequence.masked_sum(-logprobs, weights), jnp.sum(weights), {}
-
-  return loss_fn
-
-
-def count_tokens(batch: PyTree) -> int:
-  """Real tokens of a batch, trained on or not."""
-  return int(np.count_nonzero(batch["mask"]))

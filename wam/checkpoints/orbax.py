@@ -23,14 +23,22 @@ T = TypeVar("T")
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
-def save(path: pathlib.Path, tree: PyTree) -> None:
-  """Writes `tree` to the new directory `path`; one that is there is replaced.
+def save(path: pathlib.Path, tree: PyTree, extra: Any = None) -> None:
+  """Writes `tree`, and the JSON value `extra` beside it, to the new directory `path`; one that is there is replaced.
 
   Raises:
     CannotWrite: on a full disk.
   """
   path = pathlib.Path(path).absolute()
-  _write(path, lambda: ocp.save(path, tree, overwrite=True))
+  # As a JSON text: Orbax would turn tuples and integer keys into something else.
+  custom = {"extra": json.dumps(extra)}
+  _write(path, lambda: ocp.save(path, tree, overwrite=True, custom_metadata=custom))
+
+
+def load_extra(path: pathlib.Path) -> Any:
+  """The JSON value that `save` wrote beside the tree at `path`."""
+  path = pathlib.Path(path).absolute()
+  return json.loads(_read(path, lambda: ocp.metadata(path).custom_metadata["extra"]))
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -108,7 +116,6 @@ class Checkpoints:
     Raises:
       CannotWrite: on a full disk; the checkpoints before are intact.
     """
-    # A JSON text, as Orbax would turn tuples and integer keys of an object into something else.
     custom = {"extra": json.dumps(extra)}
     _write(
       self.directory / str(step),
@@ -176,4 +183,4 @@ def _read(path: pathlib.Path, load_it: Callable[[], T]) -> T:
     ) from error
 
 
-__all__ = ["CannotWrite", "Checkpoints", "exists", "load", "remove", "save"]
+__all__ = ["CannotWrite", "Checkpoints", "exists", "load", "load_extra", "remove", "save"]

@@ -101,6 +101,8 @@ def fit(
   with jax.set_mesh(run.mesh):
     finished = load_result(directory, params, where)
     if finished is not None:
+      # Where the stage left it: a stage after this one may go on with the same input.
+      batches.set_state(orbax.load_extra(directory / "result"))
       return finished
     began = time.monotonic()
     trainer = _start(
@@ -123,7 +125,7 @@ def fit(
     check_finite(result, stage=stage, step=num_steps)
     seconds = time.monotonic() - began
     run.log({"seconds": seconds}, kind="stage", stage=stage, step=num_steps)
-    save_result(directory, result, run=run)
+    save_result(directory, result, run=run, extra=batches.get_state())
   return result
 
 
@@ -144,16 +146,13 @@ def load_result(directory: pathlib.Path, like: Params, where: PyTree) -> Params 
   path = directory / "result"
   if not orbax.exists(path):
     return None
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, where
-  )
-  return orbax.load(path, abstract)
+  return orbax.load(path, sharding.abstract(like, where))
 
 
-def save_result(directory: pathlib.Path, params: Params, *, run: Run) -> None:
+def save_result(directory: pathlib.Path, params: Params, *, run: Run, extra: Any = None) -> None:
   """Marks a stage as done: its records are safe, its result is there, what was for resuming goes."""
   run.records.sync()
-  orbax.save(directory / "result", params)
+  orbax.save(directory / "result", params, extra)
   orbax.remove(directory / "steps")
 
 
@@ -296,10 +295,7 @@ def _start(
     carry = Carry(train, _empty(len(names), run))
   else:
     shapes = Carry(state_shapes, interval_shapes)
-    like = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, carry_shardings
-    )
-    carry = checkpoints.load(step, like)
+    carry = checkpoints.load(step, sharding.abstract(shapes, carry_shardings))
   return _Trainer(run, stage, batches, carry, names, compiled, checkpoints, step or 0)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wam.core import trees
@@ -181,13 +182,39 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree.map(place, batch)
 
 
+def put_whole_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+  """As `put_batch`, for a batch that every process holds as a whole."""
+  count, index = jax.process_count(), jax.process_index()
+
+  def own(x: Any) -> Any:
+    check_batch_size(x.shape[0], mesh)
+    size = x.shape[0] // count
+    return x[index * size : (index + 1) * size]
+
+  return put_batch(jax.tree.map(own, batch) if count > 1 else batch, mesh)
+
+
+def fetch(tree: PyTree) -> PyTree:
+  """The whole arrays on every host, as NumPy arrays."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def abstract(like: PyTree, where: PyTree) -> PyTree:
+  """Shapes and dtypes of `like` with the shardings `where`: what to restore a checkpoint as."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s), like, where
+  )
+
+
 def put(tree: PyTree, where: PyTree) -> PyTree:
   """A copy of a tree with these shardings; never shares memory with `tree`, which a donation would take away."""
 
   def place(x: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1:
       return jax.device_put(x, sharding, may_alias=False)
-    host = np.asarray(jax.device_get(x)) if not isinstance(x, np.ndarray) else x
+    host = x if isinstance(x, np.ndarray) else fetch(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
   return jax.tree.map(place, tree, where)

@@ -1,0 +1,349 @@
+"""Rejection-sampling fine-tuning (RAFT): iterative best-of-n, the trained policy sampling for the next iteration.
+
+Dong et al. 2023, algorithm 1. Each iteration samples prompts, draws n completions of each from the current policy,
+scores them with a fixed reward, keeps the best and fine-tunes on those. Leaves out the tax and its measurement: the
+parameters of every iteration are kept for that.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wam.checkpoints import orbax
+from wam.core import rng
+from wam.core.errors import BadData, ConfigError, NonFinite, check_same_shape
+from wam.core.types import Params, PyTree
+from wam.generation import sampling as generation
+from wam.models.decoder import LanguageModel
+from wam.rewards import best_of_n
+from wam.rewards.scorers import RolloutScorer, check_rewards
+from wam.training import loop, objectives, optimizers, sharding
+from wam.training.progress import Progress
+from wam.training.state import Pair, TrainState, init
+from wam.training.step import Update, averages, make_update
+from wam.training.workdir import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The numbers of a run of RSF.
+
+  Attributes:
+    num_iterations: iterations.
+    prompts_per_iteration: P; drawn without replacement within an iteration where there are enough.
+    samples_per_prompt: n.
+    sampling: keywords of `generation.sampling.generate`: max_new_tokens, eos_id, pad_id, temperature, top_k, top_p.
+    optimizer: keywords of `optimizers.make`, without `total_steps`: the schedule spans the whole stage (counting full
+      selections) when the optimizer is carried over, and one iteration when not.
+    batch_size, epochs: of the fine-tuning on what an iteration kept.
+    rule, fraction: what is kept; see `best_of_n.select`.
+    prompts_per_call: prompts of one call of `generate`, to bound its memory; divides P. None: all.
+    carry_optimizer: moments go from one iteration to the next; otherwise each starts afresh.
+    accumulate_steps, dtype, remat: as in `sft.run`.
+  """
+
+  num_iterations: int
+  prompts_per_iteration: int
+  samples_per_prompt: int
+  sampling: Mapping[str, Any]
+  optimizer: Mapping[str, Any]
+  batch_size: int
+  epochs: int = 1
+  rule: str = "best_per_prompt"
+  fraction: float | None = None
+  prompts_per_call: int | None = None
+  carry_optimizer: bool = True
+  accumulate_steps: int = 1
+  dtype: str = "float32"
+  remat: bool = False
+
+  def make_optimizer(self) -> optax.GradientTransformation:
+    """The optimizer, its schedule as long as the fine-tuning can be."""
+    largest = best_of_n.largest_selection(
+      self.prompts_per_iteration, self.samples_per_prompt, self.fraction
+    )
+    steps = self.epochs * math.ceil(largest / self.batch_size)
+    spanned = self.num_iterations if self.carry_optimizer else 1
+    return optimizers.make(total_steps=steps * spanned, **self.optimizer)
+
+
+class Rollout(NamedTuple):
+  """What an iteration drew, on the host; R = P * n rows, the n samples of a prompt next to each other."""
+
+  prompt_tokens: np.ndarray  # [R, P] int32, left-padded
+  prompt_mask: np.ndarray  # [R, P] bool
+  completions: np.ndarray  # [R, N] int32, right-padded, EOS kept
+  completion_mask: np.ndarray  # [R, N] bool, EOS included
+  finished: np.ndarray  # [R] bool, EOS was emitted
+
+
+def run(
+  model: LanguageModel,
+  params: Params,
+  prompts: tuple[np.ndarray, np.ndarray],
+  scorer: RolloutScorer,
+  *,
+  run: Run,
+  stage: str = "rsf",
+  other_scorers: Mapping[str, RolloutScorer] | None = None,
+  on_iteration: Callable[[int, Params], Mapping[str, float] | None] | None = None,
+  **settings: Any,
+) -> Params:
+  """Fine-tunes `params` on the best of their own samples, again and again; returns the last parameters.
+
+  The parameters after every iteration (from 1) are kept: see `load_iteration`. Killed at any moment and called again,
+  the iteration that was under way is done again and the run ends with the same bits.
+
+  Args:
+    model: the decoder.
+    params: the policy to start from, float32; not consumed.
+    prompts: tokens [A, P] int32, left-padded, and their mask [A, P] bool, to draw from.
+    scorer: the reward that is optimised (proxy).
+    run: the open workdir.
+    stage: names the stage.
+    other_scorers: rewards that are only recorded, as "reward_<name>" (gold).
+    on_iteration: called with the iteration and its parameters before the iteration is committed (so again, if the run
+      is killed inside); what it returns goes into the iteration's record. The next iteration takes the parameters away:
+      copy what is to stay.
+    **settings: the fields of `Settings`.
+
+  Raises:
+    NonFinite: if a reward, a loss or a parameter is not finite; names stage and iteration.
+    BadData: if there are no prompts. Interrupted, CannotWrite: as `loop.fit`.
+  """
+  config = Settings(**settings)
+  scorers = {"reward": scorer} | {f"reward_{n}": s for n, s in (other_scorers or {}).items()}
+  directory = run.stage_directory(stage)
+  _check(prompts, config, stage)
+  with jax.set_mesh(run.mesh):
+    where = sharding.shardings(params, params, run.rules, run.mesh, uneven=run.uneven)
+    done = loop.load_result(directory, params, where)
+    if done is not None:
+      return done
+    began = time.monotonic()
+    trainer = _Trainer(model, params, config, run=run, stage=stage)
+    progress = Progress(stage, config.num_iterations, start=trainer.iteration, enabled=run.show)
+    with contextlib.closing(trainer), progress as bar:
+      while trainer.iteration < config.num_iterations:
+        i = trainer.iteration + 1
+        clock = time.monotonic()
+        rollout = _generate(
+          model, trainer.state.params, prompts, i, config=config, run=run, stage=stage
+        )
+        sampling_seconds = time.monotonic() - clock
+        run.interrupts.check(f"iteration {i} of {stage}")
+        rewards = {n: _score(rollout, s, config, name=n) for n, s in scorers.items()}
+        kept = best_of_n.select(
+          rewards["reward"],
+          rollout.finished.reshape(rewards["reward"].shape),
+          rule=config.rule,
+          fraction=config.fraction,
+        )
+        record = _measure(rollout, rewards, kept) | trainer.fine_tune(rollout, kept.rows)
+        if on_iteration is not None:
+          record |= dict(on_iteration(i, trainer.state.params) or {})
+        record |= {
+          "sampling_seconds": sampling_seconds,
+          "seconds": time.monotonic() - clock,
+        }
+        run.log(record, stage=stage, step=i)
+        trainer.commit()
+        bar.update(i, {n: record[n] for n in ("reward", "length", "loss") if n in record})
+    seconds = time.monotonic() - began
+    run.log({"seconds": seconds}, kind="stage", stage=stage, step=config.num_iterations)
+    loop.save_result(directory, trainer.state.params, run=run)
+    return trainer.state.params
+
+
+def load_iteration(run: Run, iteration: int, like: Params, *, stage: str = "rsf") -> Params:
+  """The parameters after an iteration (from 1), placed as the run's rules say.
+
+  Raises:
+    MissingFile: if that iteration has not been done.
+  """
+  where = sharding.shardings(like, like, run.rules, run.mesh, uneven=run.uneven)
+  path = _iteration_path(run.stage_directory(stage), iteration)
+  return orbax.load(path, sharding.abstract(like, where))
+
+
+class _Trainer:
+  """The policy under training: its state, the iterations it has done, and how both are saved."""
+
+  def __init__(
+    self, model: LanguageModel, params: Params, config: Settings, *, run: Run, stage: str
+  ):
+    """Starts from `params`, or from the last iteration that was committed."""
+    self._config, self._run, self._stage = config, run, stage
+    self._directory = run.stage_directory(stage)
+    self._checkpoints = orbax.Checkpoints(self._directory / "steps")
+    tx = config.make_optimizer()
+    shapes = jax.eval_shape(lambda p: init(p, tx), params)
+    where = sharding.shardings(shapes, params, run.rules, run.mesh, uneven=run.uneven)
+    self._fresh = jax.jit(lambda p: init(p, tx), out_shardings=where)
+    loss_fn = objectives.next_token(model, dtype=config.dtype, remat=config.remat)
+    self._update: Update = jax.jit(
+      make_update(loss_fn, tx, accumulate_steps=config.accumulate_steps),
+      donate_argnums=0,
+      out_shardings=(where, None),
+    )
+    latest = self._checkpoints.latest
+    run.records.drop_after(stage, latest or 0)
+    self.iteration = latest or 0
+    self.state: TrainState
+    if latest is None:
+      self.state = self._fresh(sharding.put(params, where.params))
+    else:
+      self.state = self._checkpoints.load(latest, sharding.abstract(shapes, where))
+
+  def fine_tune(self, rollout: Rollout, rows: np.ndarray) -> dict[str, float]:
+    """Trains on these rows of the rollout; returns average loss and gradient norm (nothing when no row was kept)."""
+    config, run = self._config, self._run
+    i = self.iteration + 1
+    if not config.carry_optimizer and i > 1:
+      self.state = self._fresh(self.state.params)
+    draw = rng.generator(run.seed, f"{self._stage}/shuffle/{i}")
+    history: list[dict[str, Pair]] = []
+    for batch in _batches(rollout, rows, draw, epochs=config.epochs, batch_size=config.batch_size):
+      key = rng.key(run.seed, f"{self._stage}/loss/{i}", len(history))
+      self.state, metrics = self._update(self.state, sharding.put_whole_batch(batch, run.mesh), key)
+      history.append(metrics)
+    if not history:
+      return {}
+    fetched = sharding.fetch(history)
+    sums = {n: np.sum([metrics[n] for metrics in fetched], axis=0) for n in fetched[0]}
+    if not np.isfinite(sums["loss"][0]):
+      raise NonFinite(
+        f"{self._stage}: a loss of iteration {i} is not finite; a lower learning rate may help"
+      )
+    loop.check_finite(self.state.params, stage=self._stage, step=i)
+    return averages(sums)
+
+  def commit(self) -> None:
+    """Saves the iteration's parameters for good, and the state to go on from (the last is followed by the result)."""
+    self.iteration += 1
+    orbax.save(_iteration_path(self._directory, self.iteration), self.state.params)
+    if self.iteration < self._config.num_iterations:
+      self._run.records.sync()
+      self._checkpoints.save(self.iteration, self.state)
+      self._run.interrupts.check(f"{self._stage}: iteration {self.iteration} is saved")
+
+  def close(self) -> None:
+    """Ends the background threads of the checkpoints."""
+    self._checkpoints.close()
+
+
+def _check(prompts: tuple[np.ndarray, np.ndarray], config: Settings, stage: str) -> None:
+  check_same_shape(prompt_tokens=prompts[0], prompt_mask=prompts[1])
+  if not len(prompts[0]):
+    raise BadData(f"{stage}: there are no prompts to sample from")
+  per_call = config.prompts_per_call or config.prompts_per_iteration
+  if config.prompts_per_iteration % per_call:
+    raise ConfigError(
+      f"{stage}: prompts_per_call={per_call} does not divide prompts_per_iteration={config.prompts_per_iteration}"
+    )
+
+
+def _generate(
+  model: LanguageModel,
+  params: Params,
+  prompts: tuple[np.ndarray, np.ndarray],
+  iteration: int,
+  *,
+  config: Settings,
+  run: Run,
+  stage: str,
+) -> Rollout:
+  """Draws this iteration's prompts, and n completions of each."""
+  draw = rng.generator(run.seed, f"{stage}/prompts/{iteration}")
+  available, wanted = len(prompts[0]), config.prompts_per_iteration
+  chosen = draw.choice(available, wanted, replace=available < wanted)
+  per_call = config.prompts_per_call or wanted
+  parts = []
+  for call, start in enumerate(range(0, wanted, per_call)):
+    rows = chosen[start : start + per_call]
+    tokens, mask = sharding.put_whole_batch((prompts[0][rows], prompts[1][rows]), run.mesh)
+    key = rng.key(run.seed, f"{stage}/samples/{iteration}", call)
+    samples = generation.generate(
+      model,
+      params,
+      tokens,
+      mask,
+      key,
+      num_samples=config.samples_per_prompt,
+      dtype=jnp.dtype(config.dtype),
+      **config.sampling,
+    )
+    parts.append(sharding.fetch({name: getattr(samples, name) for name in Rollout._fields}))
+  joined = {name: np.concatenate([part[name] for part in parts]) for name in Rollout._fields}
+  return Rollout(**joined)
+
+
+def _score(rollout: Rollout, scorer: RolloutScorer, config: Settings, *, name: str) -> np.ndarray:
+  """Rewards [P, n] float32."""
+  rewards = scorer(*rollout[:4])
+  return check_rewards(rewards, len(rollout.finished), name=name).reshape(
+    -1, config.samples_per_prompt
+  )
+
+
+def _batches(
+  rollout: Rollout, rows: np.ndarray, draw: np.random.Generator, *, epochs: int, batch_size: int
+) -> Iterator[PyTree]:
+  """Batches of one shape over the kept rows, reshuffled every epoch; what is left of the last has no weight."""
+  tokens = np.concatenate([rollout.prompt_tokens, rollout.completions], axis=1)
+  mask = np.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
+  trained = np.concatenate([np.zeros_like(rollout.prompt_mask), rollout.completion_mask], axis=1)
+  for _ in range(epochs):
+    order = draw.permutation(rows)
+    for start in range(0, len(order), batch_size):
+      real = order[start : start + batch_size]
+      chosen = np.concatenate([real, np.full(batch_size - len(real), order[0])])
+      weight = np.arange(batch_size)[:, None] < len(real)
+      yield {
+        "tokens": tokens[chosen],
+        "mask": mask[chosen],
+        "loss_mask": trained[chosen] & weight,
+      }
+
+
+def _measure(
+  rollout: Rollout, rewards: Mapping[str, np.ndarray], kept: best_of_n.Selection
+) -> dict[str, float]:
+  """What an iteration says about the policy that it sampled from."""
+  lengths = rollout.completion_mask.sum(axis=1)
+  proxy = rewards["reward"]
+  num_samples = proxy.shape[1]
+  record = {
+    "reward_std": float(proxy.std()),
+    "reward_best": float(proxy.max(axis=1).mean()),
+    "kl_bound": best_of_n.kl_bound(num_samples),
+    "length": float(lengths.mean()),
+    "finished": float(rollout.finished.mean()),
+    "kept": float(len(kept.rows)),
+    "tied_prompts": float(kept.ties),
+    "unfinished_samples": float(kept.unfinished),
+  }
+  for name, values in rewards.items():
+    record[name] = float(values.mean())
+    if len(kept.rows):
+      record[f"{name}_kept"] = float(values.reshape(-1)[kept.rows].mean())
+    # The best by the proxy, worth this reward: for the proxy itself at n = N it is the mean of the maxima.
+    n = 2
+    while n <= num_samples:
+      best = best_of_n.expected_best(values, n, ranked_by=proxy)
+      record[f"{name}_best_of_{n}"] = float(best.mean())
+      n *= 2
+  return record
+
+
+def _iteration_path(directory: pathlib.Path, iteration: int) -> pathlib.Path:
+  return directory / "iterations" / str(iteration)
