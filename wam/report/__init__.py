@@ -1,0 +1,12 @@
+"""Floor 4: the records of a run become tables, figures and one self-contained HTML page.
+
+Reads `config.json` and `records.jsonl` of a run directory and nothing else, so a report can be redrawn on any machine.
+Imports no JAX; matplotlib and plotly are loaded only when something is drawn, so importing this package is cheap.
+"""
+
+from wam.report.figures import connectivity_figure
+from wam.report.page import write_report
+from wam.report.records import Run, read_run
+from wam.report.tables import summary
+
+__all__ = ["Run", "connectivity_figure", "read_run", "summary", "write_report"]
