@@ -119,7 +119,10 @@ def test_a_reward_that_fell_is_not_called_bought():
     "early stopping", [("iteration 1", 0.5, 0.5)]
   )
   points = collect(records)
-  assert "lowered the gold reward from 1.00 to 0.50 (−0.50)" in story.sentences(points, records)[0]
+  assert (
+    "(as far as iteration 1) lowered the gold reward from 1.00 to 0.50 (−0.50)"
+    in story.sentences(points, records)[0]
+  )
 
 
 def test_over_optimisation_is_reported():

@@ -186,6 +186,7 @@ def test_a_run_in_its_rlhf_stage(records, write_run):
   page = own_text(
     write_report(write_run([r for r in done if r["kind"] != "front"])).read_text(encoding="utf-8")
   )
+  assert "RLHF (as far as iteration 12) raised" in page
   assert "No averaged model has been evaluated yet." in page
   assert "averaged models; hypervolumes" in page
 

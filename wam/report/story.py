@@ -129,8 +129,11 @@ def _bought(points: Points, between: fronts.Ends) -> str:
   verb = "raised" if gain > 0 else "lowered"
   distance = between.after.value("kl")
   drift = f", at a KL of {number(distance.mean)} nats from the start" if distance else ""
+  # Before anything else was made of the last checkpoint, it may not be the last one of the run.
+  last = between.after
+  far = f" (as far as {last.label})" if last.family == EARLY_STOPPING else ""
   return (
-    f"RLHF {verb} the {reward_name(points.x)} from {number(before.mean)} to"
+    f"RLHF{far} {verb} the {reward_name(points.x)} from {number(before.mean)} to"
     f" {number(after.mean)} ({_signed(gain)}){drift}."
   )
 
