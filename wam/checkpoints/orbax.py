@@ -21,6 +21,8 @@ from wam.core.types import PyTree
 T = TypeVar("T")
 # Orbax tells of every save and every closed thread at level WARNING or INFO.
 logging.getLogger("absl").setLevel(logging.ERROR)
+# A damaged checkpoint fails in many tasks at once; all but the first would be printed when they are collected.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def save(path: pathlib.Path, tree: PyTree, extra: Any = None) -> None:
@@ -175,8 +177,11 @@ def _read(path: pathlib.Path, load_it: Callable[[], T]) -> T:
     return load_it()
   except WamError:
     raise
-  except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-    first = str(error).strip().split("\n")[0][:300]
+  except (OSError, ValueError, KeyError, TypeError, RuntimeError, ExceptionGroup) as error:
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):
+      cause = cause.exceptions[0]
+    first = str(cause).strip().split("\n")[0][:300]
     raise BadCheckpoint(
       f"the checkpoint {path} cannot be read: {first}. If it is damaged, delete the directory: the run goes on from"
       " the one before"

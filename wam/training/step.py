@@ -64,7 +64,7 @@ def make_update(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     one = jnp.ones((), jnp.float32)
-    metrics = {"loss": (loss, weight), **metrics, "grad_norm": (optax.global_norm(grads), one)}
+    metrics = {"loss": (loss, weight), **metrics, "grad_norm": (optax.tree.norm(grads), one)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return update
