@@ -111,14 +111,16 @@ def _attend_cache(
   """
   B, T, Q, H = q.shape
   K = keys.shape[1]
-  q = q.reshape(B, T, K, Q // K, H) * jnp.asarray(H**-0.5, q.dtype)
-  scores = jnp.einsum(
-    "btkgh,bkhs->bkgts", q, keys.astype(q.dtype), preferred_element_type=jnp.float32
-  )
+  # Query heads of one key head, and their times, become the rows of a matrix.
+  q = q.reshape(B, T, K, Q // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+  scores = jnp.matmul(
+    q * jnp.asarray(H**-0.5, q.dtype), keys.astype(q.dtype), preferred_element_type=jnp.float32
+  ).reshape(B, K, Q // K, T, -1)
   # Finite, so that a padded query, which sees nothing, gets no NaN.
   scores = jnp.where(visible[:, :, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  return jnp.einsum("bkgts,bksh->btkgh", weights, values.astype(q.dtype)).reshape(B, T, Q, H)
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(B, K, Q // K * T, -1)
+  mixed = jnp.matmul(weights, values.astype(q.dtype)).reshape(B, K, Q // K, T, H)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, Q, H)
 
 
 class MLP(nnx.Module):

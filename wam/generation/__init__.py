@@ -1,0 +1,1 @@
+"""Text from a model: `sampling.generate` and the choice of one token, `selection`."""
