@@ -257,3 +257,28 @@ def test_averages_along_a_run_keep_the_last_counter():
   assert int(average.value(state)["step"]) == 7
   with pytest.raises(MismatchedTrees, match="the average"):
     average.update({"w": np.ones(3, np.float32), "step": np.int32(7)}, state)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
+def test_slopes_are_those_of_the_formula_also_at_the_end_points(t):
+  """Learned ratios start at the end points; choosing the end point must not hide the slope there."""
+  a, b = tree(0), tree(1)
+  total = lambda merged: sum(jnp.sum(x) for x in jax.tree.leaves(merged))  # noqa: E731
+  sums = [sum(np.float64(x).sum() for x in jax.tree.leaves(m)) for m in (a, b)]
+  np.testing.assert_allclose(
+    jax.grad(lambda s: total(averages.lerp(a, b, s)))(t), sums[1] - sums[0], rtol=1e-5
+  )
+  slope = jax.grad(lambda c: total(averages.weighted_mean([a, b], c, normalize=False)))(
+    jnp.asarray([1 - t, t], jnp.float32)
+  )
+  np.testing.assert_allclose(slope, sums, rtol=1e-5)
+  by_weight = jax.grad(lambda x: total(averages.lerp(x, b, t)))(jax.tree.map(jnp.asarray, a))
+  np.testing.assert_allclose(by_weight["embed"]["embedding"], 1 - t, rtol=1e-6)
+
+
+def test_lerp_under_vmap_over_ratios():
+  a, b = tree(0), tree(1)
+  grid = jnp.linspace(0, 1, 5, dtype=jnp.float32)
+  swept = jax.vmap(lambda t: averages.lerp(a, b, t))(grid)
+  for i, t in enumerate(grid):
+    assert_near(jax.tree.map(lambda x, i=i: x[i], swept), averages.lerp(a, b, t))

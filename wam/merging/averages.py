@@ -25,18 +25,36 @@ from wam.merging.members import (
   is_traced,
   listed,
   member_coefficients,
+  normalized,
 )
+
+
+def _between(x: jax.Array, y: jax.Array, t: jax.Array, dtype: Any) -> jax.Array:
+  """x + t·(y - x): equal end points give themselves, and the step is exact where x and y are close."""
+  wide = accumulator(x.dtype)
+  start, end = x.astype(wide), y.astype(wide)
+  return (start + broadcast(t.astype(wide), x) * (end - start)).astype(dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _exact_ends(x: jax.Array, y: jax.Array, t: jax.Array, dtype: Any) -> jax.Array:
+  """The end points are chosen, not computed: the other one may hold infinities, and 1·y flushes subnormals."""
+  step = broadcast(t, x)
+  middle = _between(x, y, t, dtype)
+  return jnp.where(step == 0, x.astype(dtype), jnp.where(step == 1, y.astype(dtype), middle))
+
+
+@_exact_ends.defjvp
+def _exact_ends_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  """The slope of the formula, which choosing the end points would hide at t = 0 and t = 1."""
+  slope = jax.jvp(lambda x, y, t: _between(x, y, t, dtype), primals, tangents)[1]
+  return _exact_ends(*primals, dtype), slope
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
 def _lerp_leaf(x: jax.Array, y: jax.Array, t: jax.Array, *, dtype: Any) -> jax.Array:
-  wide = accumulator(x.dtype)
-  t = broadcast(t.astype(wide), x)
-  start, end = x.astype(wide), y.astype(wide)
-  # In this form equal end points give themselves, and the small step y - x is exact where x and y are close.
-  between = (start + t * (end - start)).astype(dtype)
-  # The end points are chosen, not computed: the other one may hold infinities, and 1·y flushes subnormals.
-  return jnp.where(t == 0, x.astype(dtype), jnp.where(t == 1, y.astype(dtype), between))
+  # Otherwise a larger program folds a known t into the sum and rounds in another order than this one.
+  return _exact_ends(x, y, jax.lax.optimization_barrier(jnp.asarray(t)), dtype)
 
 
 def lerp(
@@ -132,7 +150,7 @@ def weighted_mean(
     if not is_traced(factors):
       _check_coefficients(name, np.asarray(factors), normalize=normalize, extrapolate=extrapolate)
     if normalize:
-      factors = factors / factors.sum(0, keepdims=True)
+      factors = normalized(factors)
     dtype = np.dtype(out_dtype or leaves[0].dtype)
     merged.append(combine_leaf(leaves, factors, dtype=dtype, affine=normalize))
   return every.rebuild(merged)

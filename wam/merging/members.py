@@ -96,7 +96,11 @@ def is_floating(leaf: Any) -> bool:
 
 
 def _equal(x: Any, y: Any) -> bool:
-  return x is y or bool(jnp.all(jnp.asarray(x) == jnp.asarray(y)))
+  if x is y:
+    return True
+  # Under a trace, too, values that are known are compared now.
+  with jax.ensure_compile_time_eval():
+    return bool(jnp.all(jnp.asarray(x) == jnp.asarray(y)))
 
 
 def accumulator(dtype: Any) -> Any:
@@ -106,7 +110,7 @@ def accumulator(dtype: Any) -> Any:
 
 def member_coefficients(
   coefficients: Any, every: Columns, num_members: int, *, default: float
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
   """Coefficients by leaf name: float32 [M], or [M, L] where they differ by layer of a stacked leaf.
 
   Args:
@@ -115,6 +119,9 @@ def member_coefficients(
     every: the aligned members.
     num_members: M.
     default: the coefficient of every member where none are given.
+
+  Returns:
+    numpy arrays where the coefficients are known, else traced ones.
 
   Raises:
     ConfigError: if their number is not that of the members, or one is not finite.
@@ -139,7 +146,7 @@ def member_coefficients(
         "coefficients must be one per member or a tree like the weights; leaves that only one of the"
         f" two has: {', '.join(sorted(flat.keys() ^ set(names)))}"
       )
-    table = {n: jnp.asarray(flat[n], jnp.float32) for n in names}
+    table = {n: _float32(flat[n]) for n in names}
   for name, values in table.items():
     if values.shape[:1] != (num_members,):
       raise ConfigError(
@@ -150,11 +157,27 @@ def member_coefficients(
   return table
 
 
-def _stacked(values: Sequence[Any]) -> jax.Array:
+def normalized(coefficients: Any) -> Any:
+  """Coefficients [M, ...] divided by their sum over members.
+
+  Known values are divided now, so that a merge inside a larger jitted function has the bits of one outside.
+  """
+  if is_traced(coefficients):
+    return coefficients / coefficients.sum(0, keepdims=True)
+  values = np.asarray(coefficients, np.float32)
+  return values / values.sum(0, keepdims=True)
+
+
+def _stacked(values: Sequence[Any]) -> Any:
   """Stacks scalars and [L] vectors; a scalar among vectors is repeated."""
-  arrays = [jnp.asarray(v, jnp.float32) for v in values]
-  shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
-  return jnp.stack([jnp.broadcast_to(a, shape) for a in arrays])
+  shape = np.broadcast_shapes(*(np.shape(v) for v in values))
+  library = jnp if is_traced(list(values)) else np
+  return library.stack([library.broadcast_to(_float32(v), shape) for v in values])
+
+
+def _float32(value: Any) -> Any:
+  """As float32, by numpy where the value is known: jax would make it unknown inside a trace."""
+  return value.astype(jnp.float32) if is_traced(value) else np.asarray(value, np.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
@@ -170,7 +193,7 @@ def combine_leaf(
 
   A member with coefficient 0 is never read into the sum (it may hold infinities). All the coefficient on one member
   returns it bit for bit, and so do equal members where `affine`: there the result is chosen and not computed, since
-  (x - base) + base rounds and 1·x flushes subnormal numbers.
+  (x - base) + base rounds and 1·x flushes subnormal numbers. Derivatives are those of the formula everywhere.
 
   Args:
     leaves: M arrays of one shape and dtype.
@@ -179,17 +202,42 @@ def combine_leaf(
     base: the array that deltas are taken from.
     affine: whether the coefficients are known to sum to 1; [] or [L].
   """
+  # Otherwise a larger program folds known coefficients into the sum and rounds in another order than this one.
+  coefficients = jax.lax.optimization_barrier(jnp.asarray(coefficients))
+  return _combine(tuple(leaves), coefficients, base, jnp.asarray(affine), dtype)
+
+
+def _formula(
+  leaves: Sequence[jax.Array], factors: Sequence[jax.Array], base: jax.Array | None
+) -> jax.Array:
   wide = accumulator(leaves[0].dtype)
-  factors = [broadcast(c.astype(wide), leaves[0]) for c in coefficients]
   origin = None if base is None else base.astype(wide)
   total = None
   for x, c in zip(leaves, factors, strict=True):
     step = x.astype(wide) if origin is None else x.astype(wide) - origin
-    term = jnp.where(c == 0, jnp.zeros((), wide), c * step)
-    total = term if total is None else total + term
+    total = c * step if total is None else total + c * step
   assert total is not None
-  result = (total if origin is None else origin + total).astype(dtype)
-  agree = broadcast(jnp.asarray(affine), leaves[0])
+  return total if origin is None else origin + total
+
+
+def _factors(coefficients: jax.Array, leaf: jax.Array) -> list[jax.Array]:
+  return [broadcast(c.astype(accumulator(leaf.dtype)), leaf) for c in coefficients]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _combine(
+  leaves: tuple[jax.Array, ...],
+  coefficients: jax.Array,
+  base: jax.Array | None,
+  affine: jax.Array,
+  dtype: Any,
+) -> jax.Array:
+  factors = _factors(coefficients, leaves[0])
+  # A member that does not count is replaced by one that is certainly finite; the product makes it nothing.
+  neutral = jnp.zeros_like(leaves[0]) if base is None else base
+  used = [jnp.where(c == 0, neutral, x) for c, x in zip(factors, leaves, strict=True)]
+  result = _formula(used, factors, base).astype(dtype)
+  agree = broadcast(affine, leaves[0])
   for x in leaves[1:]:
     agree = agree & (x == leaves[0])
   result = jnp.where(agree, leaves[0].astype(dtype), result)
@@ -199,3 +247,13 @@ def combine_leaf(
       only = only & (other == 0)
     result = jnp.where(only, x.astype(dtype), result)
   return result
+
+
+@_combine.defjvp
+def _combine_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  """The choices above change no value of the formula, but would hide its slope at c = 0 and c = 1."""
+
+  def plain(leaves: Any, coefficients: Any, base: Any) -> jax.Array:
+    return _formula(leaves, _factors(coefficients, leaves[0]), base).astype(dtype)
+
+  return _combine(*primals, dtype), jax.jvp(plain, primals[:3], tangents[:3])[1]
