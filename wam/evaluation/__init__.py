@@ -1,0 +1,1 @@
+"""Floor 3: measurements: tasks and metrics, connectivity, Pareto fronts, intervals."""
