@@ -2,8 +2,8 @@
 
 Own lines instead of `jax.nn.dot_product_attention` because of what was measured on two CPU cores, forward and
 backward in float32 (milliseconds, lowest of 9): B=8 T=256 Q=8 K=4 H=32: library 79, this 24; B=80 T=32 Q=4 K=2
-H=24: library 5.5, this 4.0; B=80 T=160: library 164, this 84. Two reasons: the heads of a group share one matrix product, and
-blocks of queries never multiply with the keys after them.
+H=24: library 5.5, this 4.0; B=80 T=160: library 164, this 84. Two reasons: the heads of a group share one matrix
+product, and blocks of queries never multiply with the keys after them.
 Leaves out dropout, attention biases and everything about positions.
 """
 

@@ -161,6 +161,12 @@ class DecoderConfig:
         f"sliding_layers: expected one entry per layer ({self.num_layers}), found"
         f" {len(self.sliding_layers)}"
       )
+    # One spelling for each meaning, so that equal networks have equal configs.
+    if self.sliding_window is None or not any(self.sliding_layers or (True,)):
+      object.__setattr__(self, "sliding_window", None)
+      object.__setattr__(self, "sliding_layers", None)
+    elif self.sliding_layers is not None and all(self.sliding_layers):
+      object.__setattr__(self, "sliding_layers", None)
 
   def windowed(self) -> tuple[bool, ...]:
     """Which layers see only the sliding window, one bool per layer."""
