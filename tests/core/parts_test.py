@@ -256,3 +256,16 @@ def test_broadcast_and_spread_refuse_what_does_not_fit():
   with pytest.raises(MismatchedTrees, match="without a coefficient: a"):
     broadcasting.spread({"b": 1.0}, {"a": leaf})
   assert broadcasting.spread(0.5, {"a": leaf}) == {"a": 0.5}
+
+
+def test_reward_models_and_the_authors_cut_of_deep_models():
+  reward = {
+    "decoder": {k: v for k, v in stacked(32).items() if k != "lm_head"},
+    "head": {"kernel": jax.ShapeDtypeStruct((4, 1), jnp.float32)},
+  }
+  # The authors' code cuts models of more than 30 layers at 11 and 21.
+  partition = parts.by_depth(reward, boundaries=(11, 21))
+  assert "head/kernel" in partition.members("output")
+  index = partition.indices()["decoder/layers/mlp/down/kernel"]
+  assert np.bincount(index).tolist() == [11, 10, 11]
+  assert parts.by_kind(reward).members("head") == ["head/kernel"]

@@ -14,6 +14,12 @@ from wam.core.errors import check_same_trees
 from wam.core.types import Params
 
 
+def _wide(leaf: jax.Array) -> jax.Array:
+  """Floating-point leaves in float32; counters and masks are no weights and do not move."""
+  is_weight = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return leaf.astype(jnp.float32) if is_weight else jnp.zeros_like(leaf, jnp.float32)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Delta:
@@ -29,13 +35,11 @@ def subtract(params: Params, init: Params) -> Delta:
     MismatchedTrees: if names or shapes differ.
   """
   check_same_trees(init, params, names=["init", "params"])
-  return Delta(
-    jax.tree.map(lambda x, y: x.astype(jnp.float32) - y.astype(jnp.float32), params, init)
-  )
+  return Delta(jax.tree.map(lambda x, y: _wide(x) - _wide(y), params, init))
 
 
 def apply_delta(init: Params, delta: Delta, scale: float | jax.Array = 1.0) -> Params:
-  """θ_init + scale·δ, computed in float32 and cast once to the dtypes of `init`.
+  """θ_init + scale·δ, computed in float32 and cast once to the dtypes of `init`; integer leaves stay the init's.
 
   Raises:
     TypeError: if `delta` is a set of weights.
@@ -47,9 +51,13 @@ def apply_delta(init: Params, delta: Delta, scale: float | jax.Array = 1.0) -> P
       " weights: use subtract(params, init) first"
     )
   check_same_trees(init, delta.tree, names=["init", "delta"])
-  return jax.tree.map(
-    lambda x, d: (x.astype(jnp.float32) + scale * d).astype(x.dtype), init, delta.tree
-  )
+
+  def add(x: jax.Array, d: jax.Array) -> jax.Array:
+    # A counter does not survive the way through float32.
+    is_weight = jnp.issubdtype(x.dtype, jnp.floating)
+    return (x.astype(jnp.float32) + scale * d).astype(x.dtype) if is_weight else x
+
+  return jax.tree.map(add, init, delta.tree)
 
 
 def scale(delta: Delta, factor: float | jax.Array) -> Delta:
@@ -59,7 +67,8 @@ def scale(delta: Delta, factor: float | jax.Array) -> Delta:
 
 def dot(a: Delta, b: Delta) -> jax.Array:
   """⟨a, b⟩ over all leaves, a float32 scalar."""
-  products = jax.tree.map(lambda x, y: jnp.vdot(x, y), a.tree, b.tree)
+  # Not a matrix product: those are not float32 by default on every device.
+  products = jax.tree.map(lambda x, y: jnp.sum(x * y), a.tree, b.tree)
   return jax.tree.reduce(jnp.add, products, jnp.zeros((), jnp.float32))
 
 
