@@ -8,6 +8,7 @@ Angles between full weights are useless (their cosine is above 0.999, slerp is l
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -102,16 +103,30 @@ def _aligned(init: PyTree, members: PyTree) -> tuple[dict[str, jax.Array], Colum
 
 
 def _gram(base: dict[str, jax.Array], every: Columns, parts: Parts) -> jax.Array:
+  floating = [name for name, leaf in base.items() if is_floating(leaf)]
+  indices = parts.indices()
+  products = [
+    _leaf_gram(base[name], every.leaves[name], stacked=indices[name].ndim) for name in floating
+  ]
   num_members = len(next(iter(every.leaves.values())))
+  places = [indices[name] for name in floating]
+  return _sum_groups(products, places, num_groups=len(parts.names), num_members=num_members)
+
+
+@functools.partial(jax.jit, static_argnames=("num_groups", "num_members"))
+def _sum_groups(
+  products: list[jax.Array], places: list[jax.Array], *, num_groups: int, num_members: int
+) -> jax.Array:
+  """Adds up leaf matrices [M, M] or [L, M, M] by the group of each: [G, M, M]."""
   # The last row collects the untouched leaves (index -1) and is dropped.
-  total = jnp.zeros((len(parts.names) + 1, num_members, num_members), jnp.float32)
-  for name, index in parts.indices().items():
-    if is_floating(base[name]):
-      total = total.at[index].add(_leaf_gram(base[name], every.leaves[name], stacked=index.ndim))
+  total = jnp.zeros((num_groups + 1, num_members, num_members), jnp.float32)
+  for product, place in zip(products, places, strict=True):
+    total = total.at[place].add(product)
   return total[:-1]
 
 
-def _leaf_gram_impl(base: Any, leaves: tuple[Any, ...], *, stacked: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("stacked",))
+def _leaf_gram(base: Any, leaves: tuple[Any, ...], *, stacked: int) -> jax.Array:
   """[M, M], or [L, M, M] for a stacked leaf. Products and sums, not a matrix product: full precision on any device."""
   wide = accumulator(base.dtype)
   deltas = [x.astype(wide) - base.astype(wide) for x in leaves]
@@ -124,9 +139,6 @@ def _leaf_gram_impl(base: Any, leaves: tuple[Any, ...], *, stacked: int) -> jax.
   order = range(len(leaves))
   rows = [jnp.stack([products[max(i, j), min(i, j)] for j in order], -1) for i in order]
   return jnp.stack(rows, -2)
-
-
-_leaf_gram = jax.jit(_leaf_gram_impl, static_argnames=("stacked",))
 
 
 def _coefficients(coefficients: Any, num_members: int) -> jax.Array:
@@ -196,10 +208,17 @@ def slerp_blend(
   base, every = _aligned(init, members)
   parts = partition(init, group)
   products = _gram(base, every, parts)
-  num_groups, num_members = products.shape[:2]
-  shares = _coefficients(coefficients, num_members)
-  norms, cosines = _measures(products)
+  shares = _coefficients(coefficients, products.shape[-1])
+  return Blend(parts, *_slerp_rows(products, shares))
 
+
+@jax.jit
+def _slerp_rows(
+  products: jax.Array, shares: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Coefficients, norms, cosines and fallbacks of `slerp_blend` from Gram matrices [G, M, M]."""
+  num_groups, num_members = products.shape[:2]
+  norms, cosines = _measures(products)
   rows = jnp.zeros((num_groups, num_members), jnp.float32).at[:, 0].set(1.0)
   fallback = jnp.full((num_groups,), SPHERICAL, jnp.int32)
   before = shares[0]
@@ -214,7 +233,7 @@ def slerp_blend(
     rows = (keep[:, None] * rows).at[:, m].set(step)
     fallback = jnp.maximum(fallback, reason)
     before = total
-  return Blend(parts, rows, norms, cosines, fallback)
+  return rows, norms, cosines, fallback
 
 
 def _quadratic(rows: jax.Array, products: jax.Array) -> jax.Array:
@@ -245,8 +264,17 @@ def karcher_blend(
   base, every = _aligned(init, members)
   parts = partition(init, group)
   products = _gram(base, every, parts)
+  shares = _coefficients(coefficients, products.shape[-1])
+  return Blend(parts, *_karcher_rows(products, shares, num_steps=num_steps))
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps",))
+def _karcher_rows(
+  products: jax.Array, shares: jax.Array, *, num_steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Coefficients, norms, cosines and fallbacks of `karcher_blend` from Gram matrices [G, M, M]."""
   num_groups, num_members = products.shape[:2]
-  shares = jnp.broadcast_to(_coefficients(coefficients, num_members), (num_groups, num_members))
+  shares = jnp.broadcast_to(shares, (num_groups, num_members))
   norms, cosines = _measures(products)
 
   zero = (norms == 0).any(-1)
@@ -274,7 +302,7 @@ def karcher_blend(
   rows = jnp.where(straight[:, None], shares, scale * mean)
   reason = jnp.where(parallel | only_one, PARALLEL, SPHERICAL)
   reason = jnp.where(zero, ZERO, jnp.where(opposite & ~only_one, ANTIPARALLEL, reason))
-  return Blend(parts, rows, norms, cosines, reason.astype(jnp.int32))
+  return rows, norms, cosines, reason.astype(jnp.int32)
 
 
 def apply_blend(init: PyTree, members: PyTree, blend: Blend, *, out_dtype: Any = None) -> PyTree:
