@@ -27,12 +27,13 @@ from wam.core.types import Params, PyTree
 from wam.training import sharding
 from wam.training.interrupts import Interrupted
 from wam.training.progress import Progress
-from wam.training.state import LossFn, TrainState, init
+from wam.training.state import LossFn, Pair, TrainState, init
 from wam.training.step import Update, make_update
 from wam.training.workdir import Run
 
 # How many steps the host may be ahead of the device: enough to hide its own work, without piling up batches.
 MAX_IN_FLIGHT = 2
+KeyedUpdate = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Pair]]]
 
 
 class Batches(Protocol):
@@ -268,8 +269,7 @@ def _start(
   accumulate_steps: int,
 ) -> _Trainer:
   """The trainer at its first step, or at the last one that was saved."""
-  # Compiled inside another jit: so that asking for the metrics' names and compiling the step trace it once together.
-  update = jax.jit(make_update(loss_fn, tx, accumulate_steps=accumulate_steps))
+  update = _keyed(make_update(loss_fn, tx, accumulate_steps=accumulate_steps), run.seed, stage)
   checkpoints = orbax.Checkpoints(run.stage_directory(stage) / "steps")
   step = checkpoints.latest
   run.records.drop_after(stage, -1 if step is None else step)
@@ -282,12 +282,13 @@ def _start(
   state_shapes = jax.eval_shape(lambda p: init(p, tx), params)
   train_shardings = sharding.shardings(state_shapes, params, run.rules, run.mesh, uneven=run.uneven)
   whole = NamedSharding(run.mesh, PartitionSpec())
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  names = tuple(jax.eval_shape(update, state_shapes, example, key)[1])
+  # Asked with the placements that the step will see: then the two trace the loss once together.
+  placed_shapes = sharding.abstract(state_shapes, train_shardings)
+  names = tuple(jax.eval_shape(update, placed_shapes, sharding.put_batch(example, run.mesh))[1])
   interval_shapes = jax.eval_shape(lambda: _zeros(len(names)))
   carry_shardings = Carry(train_shardings, jax.tree.map(lambda _: whole, interval_shapes))
   compiled = jax.jit(
-    _accumulating(update, run.seed, stage), donate_argnums=0, out_shardings=(carry_shardings, whole)
+    _accumulating(update), donate_argnums=0, out_shardings=(carry_shardings, whole)
   )
   if step is None:
     placed = sharding.put(params, train_shardings.params)
@@ -299,18 +300,24 @@ def _start(
   return _Trainer(run, stage, batches, carry, names, compiled, checkpoints, step or 0)
 
 
-def _accumulating(
-  update: Update, seed: int, stage: str
-) -> Callable[[Carry, PyTree], tuple[Carry, jax.Array]]:
-  """The update with its metrics added to the interval's, and its key drawn from the stage's stream.
+def _keyed(update: Update, seed: int, stage: str) -> KeyedUpdate:
+  """The update with its key drawn from the stage's stream; a jit inside the step's, so that its trace is kept."""
+
+  def keyed(train: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Pair]]:
+    return update(train, batch, rng.key(seed, f"{stage}/loss", train.step))
+
+  return jax.jit(keyed)
+
+
+def _accumulating(update: KeyedUpdate) -> Callable[[Carry, PyTree], tuple[Carry, jax.Array]]:
+  """The update with its metrics added to the interval's.
 
   The second result is the step's number: something to wait for that the next step does not take away.
   """
 
   def step_fn(carry: Carry, batch: PyTree) -> tuple[Carry, jax.Array]:
     train, interval = carry
-    key = rng.key(seed, f"{stage}/loss", train.step)
-    after, metrics = update(train, batch, key)
+    after, metrics = update(train, batch)
     sums = interval.sums + jnp.stack([jnp.stack(pair) for pair in metrics.values()])
     bad = ~jnp.isfinite(metrics["loss"][0])
     first_bad = jnp.where(bad & (interval.first_bad < 0), after.step, interval.first_bad)
