@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam.core.errors import check_same_trees
+from wam.core.errors import MismatchedTrees, check_same_trees
 from wam.core.types import Params, PyTree
 
 
@@ -21,10 +21,21 @@ def _name(path: Sequence[Any]) -> str:
 def flatten(tree: PyTree) -> dict[str, Any]:
   """Leaves by name, in the order of the tree.
 
+  Raises:
+    MismatchedTrees: if two leaves have one name, as in {"a/b": x, "a": {"b": y}}.
+
   >>> flatten({"b": {"x": 1}, "a": 2})
   {'a': 2, 'b/x': 1}
   """
-  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  flat = {_name(path): leaf for path, leaf in leaves}
+  if len(flat) < len(leaves):
+    every = [_name(path) for path, _ in leaves]
+    twice = sorted({name for name in every if every.count(name) > 1})
+    raise MismatchedTrees(
+      f"several leaves are called {', '.join(twice)}; rename the keys of the tree"
+    )
+  return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
@@ -86,7 +97,7 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
 def unstack(tree: PyTree) -> list[PyTree]:
   """The members of a tree whose leaves are [M, ...]; the inverse of `stack`."""
   leaves, structure = jax.tree.flatten(tree)
-  return [structure.unflatten([x[m] for x in leaves]) for m in range(len(leaves[0]))]
+  return [jax.tree.unflatten(structure, [x[m] for x in leaves]) for m in range(len(leaves[0]))]
 
 
 def non_finite(tree: PyTree) -> list[str]:

@@ -44,7 +44,7 @@ SPLITS = ("train", "validation", "test")
 RELATIONS = ("lives", "likes", "eats", "wears")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
   """The world of one seed. See the module docstring for its parts.
 

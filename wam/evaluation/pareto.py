@@ -155,6 +155,33 @@ def bootstrap_hypervolume(
     ConfigError: if the level is not between 0 and 1.
   """
   check_level(level)
+  exact, resampled = resample(scores, finish=finish, num_resamples=num_resamples, seed=seed)
+  value = hypervolume(exact, reference)
+  replicates = [hypervolume(points, reference) for points in resampled]
+  return percentile_interval(value, np.array(replicates), level)
+
+
+def resample(
+  scores: Sequence[np.ndarray],
+  *,
+  finish: Sequence[Finish | None] | None = None,
+  num_resamples: int = 1000,
+  seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The coordinates of measured points, and their bootstrap replicates over seeds and items.
+
+  Args:
+    scores: as in `bootstrap_hypervolume`.
+    finish: likewise.
+    num_resamples: B.
+    seed: of the resampling.
+
+  Returns:
+    float64 [P, R], and [B, P, R]; in each replicate all points share the draw of seeds and items.
+
+  Raises:
+    BadData: if objectives have different numbers of points.
+  """
   tables = [np.asarray(s, np.float64) for s in scores]
   finishes = list(finish) if finish is not None else [None] * len(tables)
   if len({len(t) for t in tables}) != 1:
@@ -175,6 +202,4 @@ def bootstrap_hypervolume(
       by_seed, means = last(by_seed), last(means)
     resampled.append(np.einsum("bps,bs->bp", by_seed, seed_counts[num_seeds]))
     exact.append(means.mean(1))
-  value = hypervolume(np.stack(exact, -1), reference)
-  replicates = [hypervolume(points, reference) for points in np.stack(resampled, -1)]
-  return percentile_interval(value, np.array(replicates), level)
+  return np.stack(exact, -1), np.stack(resampled, -1)

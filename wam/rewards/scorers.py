@@ -19,7 +19,7 @@ from wam.models.heads import ScalarModel
 class Scorer(Protocol):
   """A reward on text: a rule, or the gold reward of a world."""
 
-  def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+  def __call__(self, prompts: Sequence[str], completions: Sequence[str], /) -> np.ndarray:
     """Rewards [R] of the completions of these prompts, any finite numbers."""
 
 

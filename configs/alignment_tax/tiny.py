@@ -1,0 +1,77 @@
+r"""The reward-tax front of a small invented world (Lin et al. 2024, arXiv 2309.06256, figures 3 and 7, in miniature).
+
+wam run --config configs/alignment_tax/tiny.py --workdir runs/demo
+"""
+
+import ml_collections
+
+
+def get_config():
+  config = ml_collections.ConfigDict()
+  config.recipe = "alignment_tax"
+  config.seed = 0
+
+  config.problem = ml_collections.ConfigDict()
+  config.problem.kind = "world"
+  config.problem.seed = 0
+  config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
+  config.problem.num_corpus = 60_000
+  config.problem.num_demonstrations = 8_000
+  config.problem.num_pairs = 2_000
+  config.problem.num_prompts = 1_500
+  config.problem.num_items = 100
+
+  config.model = ml_collections.ConfigDict()
+  config.model.hidden_size = 96
+  config.model.intermediate_size = 256
+  config.model.num_layers = 6
+  config.model.num_heads = 4
+  config.model.tie_embeddings = True
+
+  config.pretrain = ml_collections.ConfigDict()
+  config.pretrain.num_steps = 1_200
+  config.pretrain.batch_size = 80
+  config.pretrain.length = 24
+  config.pretrain.optimizer = {
+    "learning_rate": 3e-3,
+    "schedule": "cosine",
+    "warmup_steps": 50,
+    "b2": 0.98,
+    "weight_decay": 0.01,
+  }
+
+  config.sft = ml_collections.ConfigDict()
+  config.sft.num_steps = 100
+  config.sft.batch_size = 80
+  config.sft.length = 24
+  config.sft.optimizer = {
+    "learning_rate": 5e-4,
+    "schedule": "cosine",
+    "warmup_steps": 10,
+    "b2": 0.98,
+  }
+
+  config.reward_model = ml_collections.ConfigDict()
+  config.reward_model.num_epochs = 3
+  config.reward_model.batch_size = 40
+  config.reward_model.length = 24
+  config.reward_model.optimizer = {"learning_rate": 5e-4, "schedule": "linear", "warmup_steps": 10}
+
+  config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}
+
+  config.rsf = ml_collections.ConfigDict()
+  config.rsf.num_iterations = 12
+  config.rsf.prompts_per_iteration = 128
+  config.rsf.samples_per_prompt = 8
+  config.rsf.batch_size = 32
+  config.rsf.epochs = 2
+  config.rsf.optimizer = {"learning_rate": 1e-3, "schedule": "constant"}
+
+  config.averaging = ml_collections.ConfigDict()
+  config.averaging.alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+  config.averaging.num_parts = 3
+  config.averaging.part_alphas = (0.0, 0.25, 0.5, 0.75)
+
+  config.evaluation = {"num_seeds": 3}
+  config.checkpoints = {"save_every_seconds": 60.0}
+  return config

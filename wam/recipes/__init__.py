@@ -1,0 +1,1 @@
+"""Floor 4: the published recipes, one file a paper, from a config to records."""

@@ -1,0 +1,184 @@
+"""Mitigating the Alignment Tax of RLHF (Lin et al. 2024, arXiv 2309.06256): train, tax, average, measure.
+
+The stages, each resumable: pre-training and supervised fine-tuning (where the config asks for them) -> θ_0; a
+Bradley-Terry reward model from θ_0 (proxy), and a second one on other pairs (control) where there is no gold reward;
+rejection-sampling fine-tuning -> θ after every iteration; then every point of the trade-off is measured: θ_0, the
+early-stopped checkpoints, model averaging (1 - α)·θ_0 + α·θ, and part-wise averaging (one third of the depth with α,
+the rest of θ).
+
+Leaves out the paper's other algorithms and mitigations, and the adaptive ratios.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from wam.algorithms import rsf as rsf_algorithm
+from wam.core import parts, sections
+from wam.core.errors import ConfigError
+from wam.core.types import Params
+from wam.merging.averages import lerp
+from wam.recipes import fronts, points, problems, stages
+from wam.training import sharding
+from wam.training.workdir import Run, open_workdir
+
+INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
+
+
+class Candidate(NamedTuple):
+  """A model of the trade-off: how it is called, and how its weights come about."""
+
+  family: str
+  label: str
+  coefficients: Mapping[str, float]  # α of each part; empty for the checkpoints of the run
+  iteration: int | None  # of the RLHF run; None: averaged with `coefficients`
+
+
+def run(
+  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
+) -> None:
+  """Runs the recipe, or what is left of it, in `workdir`.
+
+  Args:
+    config: nested plain data with the keys of `alignment_tax`; see configs/alignment_tax/.
+    workdir: records, checkpoints and config go there.
+    command: how the run was started, for the report.
+    show: whether to show progress.
+
+  Raises:
+    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
+  """
+  keywords = {key: value for key, value in config.items() if key != "recipe"}
+  sections.call(
+    alignment_tax, keywords, "config", workdir=workdir, command=command, config=config, show=show
+  )
+
+
+def alignment_tax(
+  *,
+  seed: int,
+  problem: Mapping[str, Any],
+  model: Mapping[str, Any],
+  reward_model: Mapping[str, Any],
+  rsf: Mapping[str, Any],
+  averaging: Mapping[str, Any],
+  evaluation: Mapping[str, Any],
+  sampling: Mapping[str, Any],
+  pretrain: Mapping[str, Any] | None = None,
+  sft: Mapping[str, Any] | None = None,
+  mesh: Mapping[str, int] | None = None,
+  checkpoints: Mapping[str, Any] | None = None,
+  workdir: pathlib.Path,
+  command: str,
+  config: Mapping[str, Any],
+  show: bool,
+) -> None:
+  """The recipe, top to bottom; every argument but the last four is a section of the config."""
+  stages.check(pretrain=pretrain, sft=sft, reward_model=reward_model, rsf=rsf, sampling=sampling)
+  sections.check(candidates, averaging, "averaging", given=["params", "num_iterations"])
+  sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
+  data = problems.make(problem)
+  policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
+  devices = sharding.make_mesh(mesh)
+  open_workdir(workdir, config=config, command=command)
+  with sections.call(
+    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
+  ) as current:
+    # θ_0
+    params = policy.params
+    if pretrain is not None:
+      params = stages.supervised(policy, params, data.corpus, current, "pretrain", pretrain)
+    if sft is not None:
+      params = stages.supervised(policy, params, data.demonstrations, current, "sft", sft)
+    reference = params
+
+    # the rewards
+    scorers = stages.rewards(
+      policy, reference, data, current, section=reward_model, sampling=sampling
+    )
+
+    # θ
+    tuned = stages.rejection_sampling(
+      policy, reference, data, scorers, current, section=rsf, sampling=sampling
+    )
+
+    # what it bought and what it cost
+    panels = [
+      points.make_panel(
+        policy=policy,
+        reference=reference,
+        data=data,
+        split=split,
+        scorers=scorers,
+        run=current,
+        sampling=sampling,
+        **evaluation,
+      )
+      for split in problems.SPLITS[1:]
+    ]
+    points.describe(panels[-1], current)
+    points.measure(
+      candidates(params=tuned, num_iterations=rsf["num_iterations"], **averaging),
+      panels,
+      current,
+      weights=lambda candidate: weights(candidate, reference, tuned, current),
+    )
+    fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE), anchor=INIT)
+
+
+def candidates(
+  *,
+  params: Params,
+  num_iterations: int,
+  alphas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+  num_parts: int = 3,
+  part_alphas: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
+) -> list[Candidate]:
+  """All points to measure, in order.
+
+  Args:
+    params: for the names of the parts.
+    num_iterations: of the RLHF run; each is an early-stopping point.
+    alphas: ratios of model averaging; α multiplies the post-RLHF weights, as in the paper. 0 and 1 are the end points
+      that are measured anyway, and need not be given.
+    num_parts: groups of layers from input to output; 1 for no part-wise averaging.
+    part_alphas: ratios of the part that is averaged; the others keep the weights of θ (paper, section 5.1).
+
+  Raises:
+    ConfigError: if a ratio is not in [0, 1].
+  """
+  for name, values in (("alphas", alphas), ("part_alphas", part_alphas)):
+    outside = [a for a in values if not 0 <= a <= 1]
+    if outside:
+      raise ConfigError(f"averaging.{name}: expected ratios from 0 to 1, found {outside}")
+  names = _groups(params, num_parts).names
+  # The end points of the path were measured already: they are the same models.
+  same = {0.0: 0, 1.0: num_iterations}
+  found = [Candidate(INIT, "before RLHF", dict.fromkeys(names, 0.0), 0)]
+  found += [Candidate(STOPPED, f"iteration {i}", {}, i) for i in range(1, num_iterations + 1)]
+  found += [
+    Candidate(AVERAGED, f"α = {alpha:g}", dict.fromkeys(names, alpha), same.get(alpha))
+    for alpha in sorted({0.0, 1.0, *alphas})
+  ]
+  if len(names) > 1:
+    found += [
+      Candidate(PARTWISE, f"{name}, α = {alpha:g}", dict.fromkeys(names, 1.0) | {name: alpha}, None)
+      for name in names
+      for alpha in part_alphas
+    ]
+  return found
+
+
+def weights(candidate: Candidate, reference: Params, tuned: Params, run: Run) -> Params:
+  """The weights of a candidate."""
+  if candidate.iteration == 0:
+    return reference
+  if candidate.iteration is not None:
+    return rsf_algorithm.load_iteration(run, candidate.iteration, tuned)
+  groups = _groups(tuned, len(candidate.coefficients))
+  return lerp(reference, tuned, parts.coefficients(groups, candidate.coefficients))
+
+
+def _groups(params: Params, num_parts: int) -> parts.Parts:
+  """Thirds (or so) of the depth, from input to output; one part that holds everything for less than two."""
+  return parts.by_depth(params, num_parts) if num_parts > 1 else parts.whole(params)

@@ -1,0 +1,223 @@
+"""Measures the points of a trade-off: rewards, KL and skills of many models.
+
+One record a model, split and sampling seed. Everything is tokenised and compiled once for all models. A run that was
+killed goes on behind the last model that was measured whole. Leaves out which models there are (the recipe) and what
+follows from them (fronts, report).
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from wam.checkpoints import records
+from wam.core import rng
+from wam.core.types import Params
+from wam.data import encoding
+from wam.evaluation import tasks
+from wam.generation.sampling import generate
+from wam.recipes.problems import Problem
+from wam.recipes.stages import Policy, sampling_settings
+from wam.rewards.scorers import RolloutScorer
+from wam.training import sharding
+from wam.training.progress import Progress
+from wam.training.workdir import Run
+
+STAGE = "evaluation"
+# What the program passes to `make_panel` itself.
+GIVEN = ("policy", "reference", "data", "split", "scorers", "run", "sampling")
+# Digits of the scores of single items, which are kept to be resampled.
+DIGITS = 5
+
+
+class Model(Protocol):
+  """What a point measures."""
+
+  @property
+  def family(self) -> str:
+    """Which line of the figure it belongs to."""
+
+  @property
+  def label(self) -> str:
+    """Its name within the family."""
+
+  @property
+  def coefficients(self) -> Mapping[str, float]:
+    """The ratio of each part; empty where it is no average."""
+
+  @property
+  def iteration(self) -> int | None:
+    """Of the RLHF run, where it is one of its checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """What every model is measured with on one split."""
+
+  split: str
+  policy: Policy
+  reference: Params
+  scorers: Mapping[str, RolloutScorer]
+  tasks: Sequence[Any]
+  prompts: tuple[jax.Array, jax.Array]  # tokens, mask: [P, T]
+  settings: Mapping[str, Any]  # of `generate`
+  keys: tuple[jax.Array, ...]  # one a sampling seed
+
+
+def make_panel(
+  *,
+  policy: Policy,
+  reference: Params,
+  data: Problem,
+  split: str,
+  scorers: Mapping[str, RolloutScorer],
+  run: Run,
+  sampling: Mapping[str, Any],
+  num_seeds: int = 3,
+  num_prompts: int | None = None,
+  batch_size: int = 64,
+) -> Panel:
+  """Tokenises prompts and tasks.
+
+  Args:
+    policy: model and tokenizer.
+    reference: θ_0, which the KL is measured to.
+    data: prompts and tasks.
+    split: "validation" or "test".
+    scorers: rewards by name.
+    run: the open workdir.
+    sampling: the section "sampling"; completions are drawn with it.
+    num_seeds: sampling seeds on the test split; the validation split, which only selects, has one.
+    num_prompts: at most so many prompts; default all.
+    batch_size: rows of the tasks at a time.
+  """
+  prompt_length, settings = sampling_settings(**sampling)
+  rows = encoding.prompt_rows(
+    policy.tokenizer, data.prompts[split][:num_prompts], length=prompt_length
+  ).arrays
+  return Panel(
+    split=split,
+    policy=policy,
+    reference=reference,
+    scorers=scorers,
+    tasks=[
+      tasks.prepare(
+        task.kind,
+        task.items,
+        policy.tokenizer,
+        name=task.name,
+        **({"batch_size": batch_size} | dict(task.options)),
+      )
+      for task in data.tasks[split]
+    ],
+    prompts=sharding.put_whole_batch((rows["tokens"], rows["mask"]), run.mesh),
+    settings=settings | policy.ends,
+    keys=tuple(
+      rng.key(run.seed, f"{STAGE}/{split}", i) for i in range(num_seeds if split == "test" else 1)
+    ),
+  )
+
+
+def describe(panel: Panel, run: Run) -> None:
+  """Writes what the tasks are, once a run."""
+  run.records.drop(lambda record: record["kind"] == "task")
+  for step, task in enumerate(panel.tasks):
+    fields = {
+      "name": task.name,
+      "metric": task.metric,
+      "higher_is_better": task.higher_is_better,
+      "description": task.description,
+    }
+    run.log(fields, kind="task", stage=STAGE, step=step)
+
+
+def measure(
+  models: Sequence[Model],
+  panels: Sequence[Panel],
+  run: Run,
+  *,
+  weights: Callable[[Any], Params],
+) -> None:
+  """Writes the records of kind "point": every model on every panel, those that are there already excepted.
+
+  Args:
+    models: in the order of the records.
+    panels: one a split.
+    run: the open workdir.
+    weights: makes the weights of a model, when they are needed.
+
+  Raises:
+    Interrupted: after SIGTERM, once the model at hand is measured.
+  """
+  began = time.monotonic()
+  done = _measured(run, models, panels)
+  progress = Progress(STAGE, len(models), start=done, enabled=run.show)
+  # Two names for one model (α = 1 and the last iteration) are measured once.
+  known: dict[Hashable, list[dict[str, Any]]] = {}
+  with progress:
+    for number, model in enumerate(models):
+      if number < done:
+        continue
+      name = model.iteration if model.iteration is not None else tuple(model.coefficients.items())
+      if name not in known:
+        params = weights(model)
+        known[name] = [fields for panel in panels for fields in _measure(panel, params)]
+      for fields in known[name]:
+        run.log(
+          {
+            "family": model.family,
+            "label": model.label,
+            "coefficients": dict(model.coefficients),
+            **fields,
+          },
+          kind="point",
+          stage=STAGE,
+          step=number,
+        )
+      last = known[name][-1]
+      progress.update(number + 1, {n: v for n, v in last.items() if n.startswith("reward")})
+      run.interrupts.check(f"{STAGE} after model {number + 1} of {len(models)}, which is recorded")
+  if done < len(models):
+    seconds = time.monotonic() - began
+    run.log({"seconds": seconds}, kind="stage", stage=STAGE, step=len(models))
+
+
+def _measured(run: Run, models: Sequence[Model], panels: Sequence[Panel]) -> int:
+  """How many models have all their records; those of the one that was under way are dropped."""
+  expected = sum(len(panel.keys) for panel in panels)
+  counts = [0] * len(models)
+  for record in records.read(run.directory / records.FILE_NAME):
+    if record["kind"] == "point":
+      counts[record["step"]] += 1
+  done = next((i for i, count in enumerate(counts) if count < expected), len(models))
+  run.records.drop(lambda record: record["kind"] == "point" and record["step"] >= done)
+  return done
+
+
+def _measure(panel: Panel, params: Params) -> list[dict[str, Any]]:
+  """The fields of a model's records on one panel, one a sampling seed."""
+  policy = panel.policy
+  scores = [task.evaluate(policy.model, params) for task in panel.tasks]
+  fields = []
+  for seed, key in enumerate(panel.keys):
+    samples = generate(policy.model, params, *panel.prompts, key, **panel.settings)
+    divergence = tasks.kl_to_reference(policy.model, params, panel.reference, samples)
+    host = sharding.fetch(samples)
+    arrays = (host.prompt_tokens, host.prompt_mask, host.completions, host.completion_mask)
+    rewards = {f"reward_{name}": score(*arrays) for name, score in panel.scorers.items()}
+    items = rewards | {score.name: score.per_item for score in scores}
+    fields.append(
+      {
+        "seed": seed,
+        "split": panel.split,
+        **{name: float(values.mean()) for name, values in rewards.items()},
+        "kl": float(np.mean(divergence)),
+        "length": float(host.completion_mask.sum(axis=1).mean()),
+        "scores": {score.name: score.value for score in scores},
+        "items": {name: np.round(values, DIGITS).tolist() for name, values in items.items()},
+      }
+    )
+  return fields

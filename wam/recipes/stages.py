@@ -1,0 +1,370 @@
+"""The trained stages that recipes share, from a config section to parameters: policy, rewards, RLHF.
+
+Each function turns strings into token rows and hands them to one algorithm. A stage is checked whole before the first
+one trains. Leaves out what is measured afterwards.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wam import pretrained
+from wam.algorithms import reward_model as reward_models
+from wam.algorithms import rsf, sft
+from wam.core import rng, sections
+from wam.core.errors import BadData, ConfigError
+from wam.core.types import Params
+from wam.data import encoding
+from wam.data.batching import Batches
+from wam.data.examples import Example, Pair
+from wam.data.tokenizers import Tokenizer, eos_id, padding_id
+from wam.generation.sampling import generate
+from wam.models.config import DecoderConfig
+from wam.models.decoder import LanguageModel
+from wam.models.heads import ScalarModel
+from wam.recipes.problems import Problem
+from wam.rewards import scorers
+from wam.rewards.scorers import RolloutScorer
+from wam.training import durations, optimizers, sharding
+from wam.training.workdir import Run
+
+# What the program itself passes to the functions that take a section.
+GIVEN = ("policy", "params", "run", "stage")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A language model, its tokenizer and where its training starts."""
+
+  model: LanguageModel
+  params: Params
+  tokenizer: Tokenizer
+
+  @property
+  def ends(self) -> dict[str, Any]:
+    """The token ids that generation needs."""
+    return {"eos_id": eos_id(self.tokenizer), "pad_id": padding_id(self.tokenizer)}
+
+
+def check(
+  *,
+  pretrain: Mapping[str, Any] | None,
+  sft: Mapping[str, Any] | None,
+  reward_model: Mapping[str, Any],
+  rsf: Mapping[str, Any],
+  sampling: Mapping[str, Any],
+) -> None:
+  """Checks the keys of all sections of training.
+
+  Raises:
+    ConfigError: names section and key.
+  """
+  trained = {"reward_model": reward_model, "rsf": rsf}
+  trained |= {n: s for n, s in (("pretrain", pretrain), ("sft", sft)) if s is not None}
+  for name, section in trained.items():
+    function, also, given = _TRAINED[name]
+    sections.check(function, section, name, given=(*GIVEN, *given), also=also)
+    sections.check(
+      optimizers.make,
+      section["optimizer"],
+      f"{name}.optimizer",
+      given=["total_steps"],
+      also=[optimizers.make_schedule],
+    )
+  sections.check(sampling_settings, sampling, "sampling")
+
+
+def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]) -> Policy:
+  """The policy to start from: a Hugging Face directory ("path"), or fresh weights of a given shape.
+
+  Args:
+    own: the problem's tokenizer, or None to take the model's.
+    seed: of the run.
+    section: {"path": directory}, or the keys of `DecoderConfig` without those of the vocabulary.
+
+  Raises:
+    ConfigError: if neither path nor shape is given, or there is no tokenizer.
+    WamError: what is wrong with the directory.
+  """
+  keywords = {key: value for key, value in section.items() if value is not None}
+  path = keywords.pop("path", None)
+  if path:
+    if keywords:
+      raise ConfigError(f"model: with a path the shape is the file's; remove {', '.join(keywords)}")
+    loaded = pretrained.load(path)
+    tokenizer = own or loaded.tokenizer
+    if tokenizer is None:
+      raise ConfigError(f"model.path: {path} has no tokenizer.json; put it beside the weights")
+    return Policy(loaded.model, loaded.params, tokenizer)
+  if own is None:
+    raise ConfigError(
+      "model.path: give a Hugging Face directory (config.json, model.safetensors, tokenizer.json);"
+      " this problem has no vocabulary of its own to train a fresh model on"
+    )
+  vocabulary = {
+    # Rounded up: matrices of odd widths are slow, and shard badly.
+    "vocab_size": math.ceil(len(own) / 8) * 8,
+    "bos_token_id": own.bos_token_id,
+    "eos_token_id": (eos_id(own),),
+    "pad_token_id": padding_id(own),
+  }
+  fresh = LanguageModel(sections.call(DecoderConfig, keywords, "model", **vocabulary))
+  return Policy(fresh, fresh.init(rng.key(seed, "init")), own)
+
+
+def supervised(
+  policy: Policy,
+  params: Params,
+  examples: Sequence[Example],
+  run: Run,
+  stage: str,
+  section: Mapping[str, Any],
+) -> Params:
+  """Pre-training or supervised fine-tuning, as a section says; see `_supervised` for its keys."""
+  if not examples:
+    raise BadData(
+      f"{stage}: the problem has no texts for this stage; remove the section or add data"
+    )
+  return _supervised(examples, policy=policy, params=params, run=run, stage=stage, **section)
+
+
+def _supervised(
+  examples: Sequence[Example],
+  *,
+  policy: Policy,
+  params: Params,
+  run: Run,
+  stage: str,
+  batch_size: int,
+  length: int,
+  optimizer: Mapping[str, Any],
+  num_steps: int | None = None,
+  num_examples: int | None = None,
+  num_epochs: float | None = None,
+  prompt_loss: bool = False,
+  **training: Any,
+) -> Params:
+  """Trains on prompts with completions.
+
+  Args:
+    examples: the data.
+    policy, params, run, stage: what is trained, where, under which name.
+    batch_size: rows a step.
+    length: tokens a row; longer examples are cut.
+    optimizer: keywords of `optimizers.make`.
+    num_steps, num_examples, num_epochs: how long; exactly one.
+    prompt_loss: whether prompts are trained on as well.
+    **training: keywords of `sft.run`: dtype, remat, logits_chunk, accumulate_steps, log_every.
+  """
+  rows = encoding.example_rows(
+    policy.tokenizer, examples, length=length, prompt_loss=prompt_loss, trim=True
+  )
+  batches = _batches(rows.arrays, batch_size, run, stage)
+  steps = {"num_steps": num_steps, "num_examples": num_examples, "num_epochs": num_epochs}
+  return sft.run(
+    policy.model,
+    params,
+    batches,
+    run=run,
+    stage=stage,
+    optimizer=optimizer,
+    num_steps=_num_steps(steps, batches),
+    **training,
+  )
+
+
+def rewards(
+  policy: Policy,
+  reference: Params,
+  data: Problem,
+  run: Run,
+  *,
+  section: Mapping[str, Any],
+  sampling: Mapping[str, Any],
+) -> dict[str, RolloutScorer]:
+  """The proxy reward, and its judge: the gold reward where there is one, a control reward model otherwise.
+
+  Reward models start from the trunk of θ_0, and are normalised on samples of θ_0: mean 0, standard deviation 1.
+
+  Args:
+    policy: the language model.
+    reference: θ_0.
+    data: pairs and gold reward.
+    run: the open workdir.
+    section: see `_reward_model` for its keys.
+    sampling: see `sampling_settings` for its keys.
+  """
+  samples = _reference_samples(policy, reference, data, run, sampling)
+
+  def train(stage: str, pairs: Mapping[str, Sequence[Pair]]) -> RolloutScorer:
+    return _reward_model(
+      pairs, samples, policy=policy, params=reference, run=run, stage=stage, **section
+    )
+
+  found = {"proxy": train("reward_model", data.pairs)}
+  if data.gold is not None:
+    decode = policy.tokenizer.decode
+    found["gold"] = scorers.from_text(
+      data.gold, decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
+    )
+  elif data.control_pairs:
+    found["control"] = train("control_model", data.control_pairs)
+  return found
+
+
+def _reward_model(
+  pairs: Mapping[str, Sequence[Pair]],
+  reference_samples: Mapping[str, np.ndarray],
+  *,
+  policy: Policy,
+  params: Params,
+  run: Run,
+  stage: str,
+  batch_size: int,
+  length: int,
+  optimizer: Mapping[str, Any],
+  num_steps: int | None = None,
+  num_examples: int | None = None,
+  num_epochs: float | None = None,
+  **training: Any,
+) -> RolloutScorer:
+  """Trains a reward model, records its held-out accuracy and normalises it.
+
+  Args:
+    pairs: by split.
+    reference_samples: prompt and completion arrays to normalise on.
+    policy, params, run, stage: whose trunk, where, under which name.
+    batch_size: pairs a step.
+    length: tokens of prompt and completion; longer pairs are dropped, and counted in the record.
+    optimizer: keywords of `optimizers.make`.
+    num_steps, num_examples, num_epochs: how long; exactly one.
+    **training: keywords of `reward_model.run`: probe_steps, center_rewards_coefficient, margin, ...
+  """
+  model = ScalarModel(policy.model.config)
+  rows = {
+    split: encoding.pair_rows(policy.tokenizer, pairs[split], length=length, trim=True)
+    for split in ("train", "validation")
+  }
+  for split, encoded in rows.items():
+    if not len(encoded.kept):
+      raise BadData(
+        f"{stage}: all {len(pairs[split])} {split} pairs are longer than {length} tokens; raise"
+        f" reward_model.length"
+      )
+  batches = _batches(rows["train"].arrays, batch_size, run, stage)
+  steps = {"num_steps": num_steps, "num_examples": num_examples, "num_epochs": num_epochs}
+  fresh = model.init(rng.key(run.seed, f"{stage}/head"), decoder=params)
+  trained = reward_models.run(
+    model,
+    fresh,
+    batches,
+    run=run,
+    stage=stage,
+    optimizer=optimizer,
+    num_steps=_num_steps(steps, batches),
+    **training,
+  )
+  heldout = reward_models.evaluate(model, trained, rows["validation"].arrays, run=run)
+  counts = {f"{split}_dropped": float(len(pairs[split]) - len(r.kept)) for split, r in rows.items()}
+  once(run, kind="heldout", stage=stage, fields=heldout | counts)
+  raw = scorers.from_model(model, trained)
+  normalised = reward_models.normalise(trained, raw(**reference_samples))
+  return scorers.from_model(model, normalised, name=stage)
+
+
+def rejection_sampling(
+  policy: Policy,
+  reference: Params,
+  data: Problem,
+  scorers_by_name: Mapping[str, RolloutScorer],
+  run: Run,
+  *,
+  section: Mapping[str, Any],
+  sampling: Mapping[str, Any],
+) -> Params:
+  """RLHF by rejection-sampling fine-tuning of θ_0 on the proxy reward; the section has the keys of `rsf.run`."""
+  prompt_length, settings = sampling_settings(**sampling)
+  rows = encoding.prompt_rows(policy.tokenizer, data.prompts["train"], length=prompt_length).arrays
+  judges = {name: scorer for name, scorer in scorers_by_name.items() if name != "proxy"}
+  return rsf.run(
+    policy.model,
+    reference,
+    (rows["tokens"], rows["mask"]),
+    scorers_by_name["proxy"],
+    run=run,
+    sampling=settings | policy.ends,
+    other_scorers=judges,
+    **section,
+  )
+
+
+def once(run: Run, *, kind: str, stage: str, fields: Mapping[str, Any]) -> None:
+  """Writes a record unless the run has one of this kind and stage already (it was killed after writing it)."""
+  run.records.drop(lambda record: record["kind"] == kind and record["stage"] == stage)
+  run.log(fields, kind=kind, stage=stage, step=0)
+
+
+def sampling_settings(
+  *,
+  prompt_length: int,
+  max_new_tokens: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+) -> tuple[int, dict[str, Any]]:
+  """The section "sampling": tokens of a prompt (its right end), and keywords of `generate`."""
+  settings = {
+    "max_new_tokens": max_new_tokens,
+    "temperature": temperature,
+    "top_k": top_k,
+    "top_p": top_p,
+  }
+  return prompt_length, settings
+
+
+def _reference_samples(
+  policy: Policy, reference: Params, data: Problem, run: Run, sampling: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """One completion by θ_0 of each of up to 256 training prompts."""
+  prompt_length, settings = sampling_settings(**sampling)
+  prompts = data.prompts["train"][:256]
+  rows = encoding.prompt_rows(policy.tokenizer, prompts, length=prompt_length).arrays
+  samples = sharding.fetch(
+    generate(
+      policy.model,
+      reference,
+      rows["tokens"],
+      rows["mask"],
+      rng.key(run.seed, "reference_samples"),
+      **settings,
+      **policy.ends,
+    )
+  )
+  names = ("prompt_tokens", "prompt_mask", "completions", "completion_mask")
+  return {name: np.asarray(getattr(samples, name)) for name in names}
+
+
+def _batches(rows: Mapping[str, np.ndarray], batch_size: int, run: Run, stage: str) -> Batches:
+  sharding.check_batch_size(batch_size, run.mesh)
+  return Batches(rows, batch_size=batch_size, seed=run.seed, stream=f"{stage}/batches")
+
+
+def _num_steps(spec: Mapping[str, Any], batches: Batches) -> int:
+  return durations.to_steps(
+    spec,
+    "num",
+    examples_per_step=batches.batch_size,
+    examples_per_epoch=batches.num_rows,
+  )
+
+
+# By section: the function that takes its keys, those that it hands keys on to, and what it is given beside GIVEN.
+_TRAINED: dict[str, Any] = {
+  "pretrain": (_supervised, [sft.run], []),
+  "sft": (_supervised, [sft.run], []),
+  "reward_model": (_reward_model, [reward_models.run], []),
+  "rsf": (rsf.run, [rsf.Settings], ["sampling", "other_scorers", "on_iteration"]),
+}
