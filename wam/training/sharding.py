@@ -196,9 +196,14 @@ def put_whole_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 def fetch(tree: PyTree) -> PyTree:
   """The whole arrays on every host, as NumPy arrays."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+  def one(x: Any) -> np.ndarray:
+    # What lies on this host as a whole is not to be gathered: the copies of all hosts would be joined.
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+      return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+  return jax.device_get(tree) if jax.process_count() == 1 else jax.tree.map(one, tree)
 
 
 def abstract(like: PyTree, where: PyTree) -> PyTree:
