@@ -115,7 +115,9 @@ def test_causal_blocks_equal_one_block(length):
   q = jax.random.normal(keys[0], (1, length, 2, 4))
   k, v = (jax.random.normal(key, (1, length, 1, 4)) for key in keys[1:])
   visible = jnp.tril(jnp.ones((length, length), bool))[None, None]
-  np.testing.assert_allclose(attend_causal(q, k, v, visible), attend(q, k, v, visible), atol=1e-5)
+  np.testing.assert_allclose(
+    jax.jit(attend_causal)(q, k, v, visible), attend(q, k, v, visible), atol=1e-5
+  )
 
 
 def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient():

@@ -1,5 +1,7 @@
 """The decoder: layouts, caches, padding, dtypes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,11 @@ QWEN = DecoderConfig(
 CONFIGS = pytest.mark.parametrize("config", [BASE, QWEN], ids=["base", "options"])
 
 
+@functools.partial(jax.jit, static_argnames=("model", "dtype", "remat", "logits"))
+def apply(model, params, tokens, **options):
+  return model.apply(params, tokens, **options)
+
+
 def tokens_of(config: DecoderConfig, batch: int = 2, length: int = 9) -> jax.Array:
   return jax.random.randint(jax.random.key(1), (batch, length), 0, config.vocab_size)
 
@@ -64,8 +71,8 @@ def test_init_draws_the_asked_spread():
 def test_stacked_equals_unrolled(config):
   model = LanguageModel(config)
   tokens = tokens_of(config)
-  stacked = model.apply(model.init(jax.random.key(0)), tokens).logits
-  unrolled = model.apply(model.init(jax.random.key(0), stacked=False), tokens).logits
+  stacked = apply(model, model.init(jax.random.key(0)), tokens).logits
+  unrolled = apply(model, model.init(jax.random.key(0), stacked=False), tokens).logits
   np.testing.assert_allclose(stacked, unrolled, atol=1e-5)
 
 
@@ -75,12 +82,11 @@ def test_decoding_with_a_cache_equals_the_full_forward_pass(config, stacked):
   model = LanguageModel(config)
   params = model.init(jax.random.key(0), stacked=stacked)
   tokens = tokens_of(config)
-  full = model.apply(params, tokens).logits
-  step = jax.jit(lambda tokens, cache: model.apply(params, tokens, cache=cache))
-  prefill = model.apply(params, tokens[:, :4], cache=model.init_cache(2, 12))
+  full = apply(model, params, tokens).logits
+  prefill = apply(model, params, tokens[:, :4], cache=model.init_cache(2, 12))
   found, cache = [prefill.logits], prefill.cache
   for t in range(4, 9):
-    output = step(tokens[:, t : t + 1], cache)
+    output = apply(model, params, tokens[:, t : t + 1], cache=cache)
     found.append(output.logits)
     cache = output.cache
   np.testing.assert_allclose(jnp.concatenate(found, axis=1), full, atol=2e-5)
@@ -93,13 +99,13 @@ def test_padding_on_either_side_changes_nothing(config):
   model = LanguageModel(config)
   params = model.init(jax.random.key(0))
   tokens = tokens_of(config, batch=1, length=6)
-  expected = model.apply(params, tokens).logits[0]
+  expected = apply(model, params, tokens).logits[0]
   real = jnp.ones((1, 6), bool)
   beyond = config.vocab_size + 3  # a padding id outside the vocabulary
   for left, right in [(3, 0), (0, 3), (2, 1)]:
     padded = jnp.pad(tokens, ((0, 0), (left, right)), constant_values=beyond)
     mask = jnp.pad(real, ((0, 0), (left, right)))
-    found = model.apply(params, padded, mask=mask).logits[0, left : left + 6]
+    found = apply(model, params, padded, mask=mask).logits[0, left : left + 6]
     np.testing.assert_allclose(found, expected, atol=2e-5, err_msg=f"{left} left, {right} right")
 
 
@@ -113,14 +119,14 @@ def test_left_padded_prompts_decode_as_they_do_alone(config):
   prompts = jnp.stack(
     [jnp.pad(tokens[b, :n], (5 - n, 0), constant_values=49) for b, n in enumerate(lengths)]
   )
-  output = model.apply(params, prompts, mask=mask, cache=model.init_cache(2, 9))
+  output = apply(model, params, prompts, mask=mask, cache=model.init_cache(2, 9))
   found = [output.logits[:, -1]]
   for t in range(3):
     chosen = jnp.stack([tokens[b, n + t] for b, n in enumerate(lengths)])[:, None]
-    output = model.apply(params, chosen, cache=output.cache)
+    output = apply(model, params, chosen, cache=output.cache)
     found.append(output.logits[:, 0])
   for b, n in enumerate(lengths):
-    alone = model.apply(params, tokens[b : b + 1, : n + 3]).logits[0, n - 1 :]
+    alone = apply(model, params, tokens[b : b + 1, : n + 3]).logits[0, n - 1 :]
     np.testing.assert_allclose(jnp.stack(found)[:, b], alone, atol=2e-5)
 
 
@@ -130,7 +136,7 @@ def test_later_tokens_do_not_reach_earlier_logits(config):
   params = model.init(jax.random.key(0))
   tokens = tokens_of(config)
   changed = tokens.at[:, 6].set((tokens[:, 6] + 1) % config.vocab_size)
-  before, after = (model.apply(params, x).logits for x in (tokens, changed))
+  before, after = (apply(model, params, x).logits for x in (tokens, changed))
   np.testing.assert_array_equal(before[:, :6], after[:, :6])
   assert not np.allclose(before[:, 6], after[:, 6], atol=1e-3)
 
@@ -149,7 +155,7 @@ def test_a_window_on_every_layer_limits_how_far_a_token_reaches():
   params = model.init(jax.random.key(0))
   tokens = tokens_of(config)
   changed = tokens.at[:, 0].set((tokens[:, 0] + 1) % 50)
-  before, after = (model.apply(params, x).logits for x in (tokens, changed))
+  before, after = (apply(model, params, x).logits for x in (tokens, changed))
   # Each of the two layers passes information on by one slot.
   np.testing.assert_array_equal(before[:, 3:], after[:, 3:])
   assert not np.allclose(before[:, 2], after[:, 2], atol=1e-3)
@@ -160,13 +166,15 @@ def test_bfloat16_compute_is_near_float32_and_keeps_float32_gradients(config):
   model = LanguageModel(config)
   params = model.init(jax.random.key(0))
   tokens = tokens_of(config)
-  exact = model.apply(params, tokens)
-  rounded = model.apply(params, tokens, dtype=jnp.bfloat16)
+  exact = apply(model, params, tokens)
+  rounded = apply(model, params, tokens, dtype=jnp.bfloat16)
   assert rounded.logits.dtype == jnp.float32
   assert rounded.hidden.dtype == jnp.bfloat16
   error = jnp.abs(rounded.logits - exact.logits).max() / exact.logits.std()
   assert 0 < error < 0.15
-  gradients = jax.grad(lambda p: model.apply(p, tokens, dtype=jnp.bfloat16).logits[0, 0, 0])(params)
+  gradients = jax.grad(lambda p: apply(model, p, tokens, dtype=jnp.bfloat16).logits[0, 0, 0])(
+    params
+  )
   assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradients))
 
 
@@ -177,7 +185,9 @@ def test_remat_changes_no_gradient(stacked):
   tokens = tokens_of(BASE)
 
   def gradient(remat):
-    return jax.grad(lambda p: jnp.square(model.apply(p, tokens, remat=remat).logits).mean())(params)
+    return jax.grad(lambda p: jnp.square(apply(model, p, tokens, remat=remat).logits).mean())(
+      params
+    )
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
@@ -189,9 +199,9 @@ def test_remat_changes_no_gradient(stacked):
 def test_logits_can_be_left_out_and_made_later():
   model = LanguageModel(BASE)
   params = model.init(jax.random.key(0))
-  output = model.apply(params, tokens_of(BASE), logits=False)
+  output = apply(model, params, tokens_of(BASE), logits=False)
   assert output.logits is None
-  expected = model.apply(params, tokens_of(BASE)).logits
+  expected = apply(model, params, tokens_of(BASE)).logits
   np.testing.assert_allclose(model.logits(params, output.hidden), expected, atol=1e-5)
 
 
@@ -199,15 +209,15 @@ def test_explicit_positions_replace_the_counted_ones():
   model = LanguageModel(BASE)
   params = model.init(jax.random.key(0))
   tokens = tokens_of(BASE)
-  expected = model.apply(params, tokens).logits
+  expected = apply(model, params, tokens).logits
   # Rotary attention sees differences of positions only.
-  shifted = model.apply(params, tokens, positions=jnp.arange(9)[None, :] + 7).logits
+  shifted = apply(model, params, tokens, positions=jnp.arange(9)[None, :] + 7).logits
   np.testing.assert_allclose(shifted, expected, atol=2e-5)
-  stretched = model.apply(params, tokens, positions=3 * jnp.arange(9)[None, :]).logits
+  stretched = apply(model, params, tokens, positions=3 * jnp.arange(9)[None, :]).logits
   assert not np.allclose(stretched, expected, atol=1e-2)
 
 
 def test_a_cache_too_short_for_the_tokens_is_refused():
   model = LanguageModel(BASE)
   with pytest.raises(ValueError, match="do not fit a cache of 4 slots"):
-    model.apply(model.init(jax.random.key(0)), tokens_of(BASE), cache=model.init_cache(2, 4))
+    apply(model, model.init(jax.random.key(0)), tokens_of(BASE), cache=model.init_cache(2, 4))

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "logits.npz"
 def test_logits_are_those_of_transformers(name, stacked):
   config = CASES[name]
   params = stacking.stack_layers(weights(config)) if stacked else weights(config)
-  found = LanguageModel(config).apply(params, jnp.asarray(tokens(config))).logits
+  found = jax.jit(LanguageModel(config).apply)(params, jnp.asarray(tokens(config))).logits
   with np.load(GOLDEN) as golden:
     expected = golden[name]
   assert expected.std() > 0.5

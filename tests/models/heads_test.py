@@ -31,8 +31,8 @@ def test_a_reward_is_the_value_at_the_last_real_token():
   params = model.init(jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 30)
   mask = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
-  values = model.values(params, tokens, mask=mask)
-  rewards = model.apply(params, tokens, mask=mask)
+  values = jax.jit(model.values)(params, tokens, mask=mask)
+  rewards = jax.jit(model.apply)(params, tokens, mask=mask)
   assert values.shape == (2, 6)
   assert rewards.dtype == jnp.float32
   np.testing.assert_allclose(rewards, [values[0, 3], values[1, 5]], atol=1e-5)

@@ -345,7 +345,7 @@ def write_tensors(
     path = directory / file
     path.touch()
     mode = path.stat().st_mode
-    arrays = {name: np.ascontiguousarray(tensor(name)) for name in names}
+    arrays = {name: np.asarray(tensor(name), order="C") for name in names}
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(mode)  # the library creates files that only their owner can read
   if len(plan) > 1:

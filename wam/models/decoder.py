@@ -80,6 +80,14 @@ def _fresh(module: type[nnx.Module], config: DecoderConfig, key: jax.Array) -> P
   return nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(params=key))))
 
 
+# One compiled program: drawn one by one, the leaves take seconds to start.
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(config: DecoderConfig, key: jax.Array) -> Params:
+  ends = _fresh(Ends, config, jax.random.fold_in(key, 0))
+  keys = jax.random.split(jax.random.fold_in(key, 1), config.num_layers)
+  return ends | {"layers": jax.vmap(lambda k: _fresh(Layer, config, k))(keys)}
+
+
 def _visible(
   queries: int, valid: jax.Array | None, slots: int, offset: jax.Array | int, window: int | None
 ) -> jax.Array:
@@ -113,10 +121,7 @@ class LanguageModel:
       key: a typed jax key.
       stacked: whether the layers get a leading axis; the numbers are the same either way.
     """
-    ends = _fresh(Ends, self.config, jax.random.fold_in(key, 0))
-    keys = jax.random.split(jax.random.fold_in(key, 1), self.config.num_layers)
-    layers = jax.vmap(lambda k: _fresh(Layer, self.config, k))(keys)
-    params = ends | {"layers": layers}
+    params = _initial(self.config, key)
     return params if stacked else stacking.unstack_layers(params)
 
   def init_cache(self, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
