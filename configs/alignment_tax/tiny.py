@@ -52,7 +52,7 @@ def get_config():
   }
 
   config.reward_model = ml_collections.ConfigDict()
-  config.reward_model.num_epochs = 3
+  config.reward_model.num_epochs = 3.0
   config.reward_model.batch_size = 40
   config.reward_model.length = 24
   config.reward_model.optimizer = {"learning_rate": 5e-4, "schedule": "linear", "warmup_steps": 10}

@@ -24,6 +24,7 @@ def test_config_is_written_once(tmp_path):
 
 def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
   workdir.open_workdir(tmp_path, config=CONFIG, command="")
+  (tmp_path / "records.jsonl").write_text('{"kind": "metric"}\n')
   other = {"seed": 0, "sft": {"num_steps": 200, "rates": [1, 2]}, "rsf": {"n": 4}}
   with pytest.raises(ConfigError) as caught:
     workdir.open_workdir(tmp_path, config=other, command="")
@@ -31,6 +32,13 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
     caught.value
   )
   assert "seed" not in str(caught.value).split("config: ")[1]
+
+
+def test_a_run_that_never_began_can_change_its_config(tmp_path):
+  workdir.open_workdir(tmp_path, config=CONFIG, command="first")
+  workdir.open_workdir(tmp_path, config={"seed": 1}, command="second")
+  content = json.loads((tmp_path / "config.json").read_text())
+  assert (content["config"], content["command"]) == ({"seed": 1}, "second")
 
 
 def test_unusable_workdirs_are_refused(tmp_path):

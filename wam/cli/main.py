@@ -41,15 +41,20 @@ def main(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
       raise unknown_name("verb", verb, VERBS)
     return int(importlib.import_module(f"wam.cli.{verb}").main(rest))
-  except WamError as error:
-    # `Interrupted` carries the signal that asked for it.
-    signal_number = getattr(error, "signal_number", None)
-    print(f"wam {verb}: {error}", file=sys.stderr)
-    return 2 if signal_number is None else 128 + int(signal_number)
   except BrokenPipeError:
     # The reader of a pipe (head) has seen enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+  except WamError as error:
+    print(f"wam {verb}: {error}", file=sys.stderr)
+    return 2
+  except Exception as error:
+    # `Interrupted` has the exit status of its signal; importing it here would load JAX before it is needed.
+    status = getattr(error, "exit_status", None)
+    if status is None:
+      raise
+    print(f"wam {verb}: {error}", file=sys.stderr)
+    return int(status)
 
 
 def console() -> None:

@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     generate(
       loaded.model,
       loaded.params,
-      rows["tokens"],
-      rows["mask"],
+      jax.numpy.asarray(rows["tokens"]),
+      jax.numpy.asarray(rows["mask"]),
       rng.key(options.seed, "sample"),
       max_new_tokens=options.max_new_tokens,
       eos_id=eos_id(tokenizer),

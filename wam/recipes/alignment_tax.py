@@ -4,7 +4,9 @@ The stages, each resumable: pre-training and supervised fine-tuning (where the c
 Bradley-Terry reward model from θ_0 (proxy), and a second one on other pairs (control) where there is no gold reward;
 rejection-sampling fine-tuning -> θ after every iteration; then every point of the trade-off is measured: θ_0, the
 early-stopped checkpoints, model averaging (1 - α)·θ_0 + α·θ, and part-wise averaging (one third of the depth with α,
-the rest of θ).
+the rest of θ). The
+models before and after RLHF and the average that a rule selects on the validation split are left as Hugging Face
+directories in `models/`.
 
 Leaves out the paper's other algorithms and mitigations, and the adaptive ratios.
 """
@@ -23,6 +25,7 @@ from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
+AFTER = "α = 1"
 
 
 class Candidate(NamedTuple):
@@ -117,13 +120,19 @@ def alignment_tax(
       for split in problems.SPLITS[1:]
     ]
     points.describe(panels[-1], current)
-    points.measure(
-      candidates(params=tuned, num_iterations=rsf["num_iterations"], **averaging),
-      panels,
-      current,
-      weights=lambda candidate: weights(candidate, reference, tuned, current),
-    )
+    models = candidates(params=tuned, num_iterations=rsf["num_iterations"], **averaging)
+
+    def make(model: Candidate) -> Params:
+      return weights(model, reference, tuned, current)
+
+    points.measure(models, panels, current, weights=make)
     fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE), anchor=INIT)
+    best = fronts.select(current, families=(AVERAGED, PARTWISE), before=INIT, after=AFTER)
+    named = {"before": models[0].label, "after": AFTER, "selected": best}
+    for name, label in named.items():
+      chosen = next((model for model in models if model.label == label), None)
+      if chosen is not None:
+        stages.export(policy, make(chosen), workdir / "models" / name)
 
 
 def candidates(

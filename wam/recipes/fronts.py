@@ -3,7 +3,7 @@
 Reward against each skill, and against the mean of the skills, on the test split. Leaves out figures (report).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,28 +11,36 @@ import numpy as np
 from wam.checkpoints import records
 from wam.evaluation import metrics, pareto
 from wam.evaluation.statistics import percentile_interval
+from wam.recipes.points import MEAN
 from wam.training.workdir import Run
 
 STAGE = "fronts"
-MEAN = "mean"
 LEVEL = 0.95
 NUM_RESAMPLES = 500
+RULE = (
+  "largest share of the reward gain kept minus share of the skill lost, by proxy reward and mean skill on the"
+  " validation split"
+)
 
 
 class Table(NamedTuple):
-  """The points of some families, with what can be resampled.
+  """The points of a split, with what can be resampled.
 
   Attributes:
     families: [P] of each point.
-    scores: by objective, [P, S, N] (means of items) or [P, S, N, K] (statistics of items that a metric finishes).
-    losses: names of the objectives of which less is better.
-    metric: by objective, the metric that finishes it, or "".
+    labels: [P].
+    rewards: [P, S, N], of S sampling seeds and N prompts.
+    skills: by name, the statistics of items [P, 1, N, K].
+    metrics: by skill.
+    reward: the name of the reward.
   """
 
   families: list[str]
-  scores: dict[str, np.ndarray]
-  losses: set[str]
-  metric: dict[str, str]
+  labels: list[str]
+  rewards: np.ndarray
+  skills: dict[str, np.ndarray]
+  metrics: dict[str, str]
+  reward: str
 
 
 def write(run: Run, *, families: Sequence[str], anchor: str) -> None:
@@ -48,25 +56,24 @@ def write(run: Run, *, families: Sequence[str], anchor: str) -> None:
     anchor: the family of the model before RLHF.
   """
   run.records.drop(lambda record: record["kind"] == "front")
-  table = collect(records.read(run.directory / records.FILE_NAME))
-  x = next(iter(table.scores))
-  skills = [name for name in table.scores if name != x]
-  exact, resampled = _coordinates(table, x, skills, table.families.index(anchor), seed=run.seed)
+  every = records.read(run.directory / records.FILE_NAME)
+  table = collect(every, split="test", rewards=("reward_gold", "reward_control", "reward_proxy"))
+  exact, resampled = coordinates(table, anchor=anchor, num_resamples=NUM_RESAMPLES, seed=run.seed)
   reference = exact.min(axis=0)
   step = 0
   for family in families:
     rows = [i for i, name in enumerate(table.families) if name in (family, anchor)]
-    for column, skill in enumerate([*skills, MEAN], start=1):
+    for column, skill in enumerate([*table.skills, MEAN], start=1):
       pick = np.ix_(rows, [0, column])
       origin = reference[[0, column]]
       volume = pareto.hypervolume(exact[pick], origin)
       replicates = np.array([pareto.hypervolume(points[pick], origin) for points in resampled])
       interval = percentile_interval(volume, replicates, LEVEL)
-      sign = -1.0 if skill in table.losses else 1.0
+      sign = -1.0 if table.metrics.get(skill) in metrics.LOSSES else 1.0
       run.log(
         {
           "family": family,
-          "x": x,
+          "x": table.reward,
           "y": skill,
           "reference": [float(origin[0]), sign * float(origin[1])],
           "hypervolume": interval.value,
@@ -81,48 +88,99 @@ def write(run: Run, *, families: Sequence[str], anchor: str) -> None:
       step += 1
 
 
-def collect(every: Sequence[Mapping[str, Any]], *, split: str = "test") -> Table:
-  """The points of a split as arrays; the first objective is the judge's reward, the others are the skills."""
-  tasks = {r["name"]: r for r in every if r["kind"] == "task"}
+def select(run: Run, *, families: Sequence[str], before: str, after: str) -> str | None:
+  """Chooses a model on the validation split by RULE, and writes the record of kind "selection".
+
+  The rule sees what a user has: the proxy reward, and the skills on held-out items.
+
+  Args:
+    run: the open workdir.
+    families: to choose from.
+    before: the family of the model before RLHF.
+    after: the label of the model after RLHF.
+
+  Returns:
+    The label of the model; None, and no record, where RLHF bought no reward or cost no skill.
+  """
+  run.records.drop(lambda record: record["kind"] == "selection")
+  every = records.read(run.directory / records.FILE_NAME)
+  table = collect(every, split="validation", rewards=("reward_proxy",))
+  exact, _ = coordinates(table, anchor=before, num_resamples=1, seed=run.seed)
+  reward, skill = exact[:, 0], exact[:, -1]
+  first, last = table.families.index(before), table.labels.index(after)
+  gain, loss = reward[last] - reward[first], skill[first] - skill[last]
+  if not (gain > 0 and loss > 0):
+    return None
+  trade = (reward - reward[first]) / gain - (skill[first] - skill) / loss
+  trade[[name not in families for name in table.families]] = -np.inf
+  best = int(np.argmax(trade))
+  fields = {
+    "family": table.families[best],
+    "label": table.labels[best],
+    "trade": float(trade[best]),
+  }
+  about = {"rule": RULE, "split": "validation", "oracle": False}
+  run.log(fields | about, kind="selection", stage=STAGE, step=0)
+  return table.labels[best]
+
+
+def collect(every: Sequence[Mapping[str, Any]], *, split: str, rewards: Sequence[str]) -> Table:
+  """The points of a split as arrays.
+
+  Args:
+    every: the records of a run.
+    split: which.
+    rewards: by preference; the first one that was measured is taken.
+  """
   groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
   for record in every:
     if record["kind"] == "point" and record["split"] == split:
       groups.setdefault((record["family"], record["label"]), []).append(record)
-  first = next(iter(groups.values()))[0]["items"]
-  rewards = [name for name in ("reward_gold", "reward_control", "reward_proxy") if name in first]
-  objectives = [*rewards[:1], *tasks]
+  measured = next(iter(groups.values()))[0]["items"]
+  reward = next(name for name in rewards if name in measured)
+  tasks = {r["name"]: r["metric"] for r in every if r["kind"] == "task"}
   return Table(
     families=[family for family, _ in groups],
-    scores={
-      name: np.array([[r["items"][name] for r in seeds] for seeds in groups.values()])
-      for name in objectives
+    labels=[label for _, label in groups],
+    rewards=np.array([[r["items"][reward] for r in seeds] for seeds in groups.values()]),
+    skills={
+      name: np.array([[seeds[0]["items"][name]] for seeds in groups.values()]) for name in tasks
     },
-    losses={name for name, task in tasks.items() if not task["higher_is_better"]},
-    metric={name: tasks[name]["metric"] if name in tasks else "" for name in objectives},
+    metrics=tasks,
+    reward=reward,
   )
 
 
-def _coordinates(
-  table: Table, x: str, skills: Sequence[str], anchor: int, *, seed: int
+def coordinates(
+  table: Table, *, anchor: str, num_resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What every point is worth, more being better: [P, 1 + skills + mean], and its resamples [B, P, ...]."""
+  """What every point is worth, more being better.
+
+  Returns:
+    [P, 1 + skills + 1]: reward, skills (losses with their sign turned), and the mean of the skills as shares of what
+    the anchor has (for losses the other way up), so that 1 means that nothing was lost whatever the scales; and as
+    many resamples of it [B, P, ...].
+  """
   exact, resampled = pareto.resample(
-    [table.scores[name] for name in (x, *skills)],
-    finish=[metrics.FINISH.get(table.metric[name]) for name in (x, *skills)],
-    num_resamples=NUM_RESAMPLES,
+    [table.rewards, *table.skills.values()],
+    finish=[None, *(_finish(table.metrics[n], s.shape[2]) for n, s in table.skills.items())],
+    num_resamples=num_resamples,
     seed=seed,
   )
-  loss = np.array([name in table.losses for name in skills])
+  loss = [table.metrics[name] in metrics.LOSSES for name in table.skills]
+  row = table.families.index(anchor)
 
   def complete(values: np.ndarray) -> np.ndarray:
     scores = values[..., 1:]
-    before = scores[..., anchor : anchor + 1, :]
-    if loss.any():
-      # Losses and scores have no common scale: shares of what there was before, as in the report.
-      shares = np.where(loss, before / scores, scores / before)
-    else:
-      shares = scores
+    mean = metrics.retained(scores, scores[..., row : row + 1, :], loss)
     upward = np.where(loss, -scores, scores)
-    return np.concatenate([values[..., :1], upward, shares.mean(-1, keepdims=True)], axis=-1)
+    return np.concatenate([values[..., :1], upward, mean[..., None]], axis=-1)
 
   return complete(exact), complete(resampled)
+
+
+def _finish(metric: str, num_items: int) -> Callable[[np.ndarray], np.ndarray]:
+  """From mean statistics of items [..., K] to the metric [...]."""
+  if metric == "bleu":
+    return lambda means: np.apply_along_axis(metrics.bleu, -1, np.rint(means * num_items))
+  return lambda means: means[..., 0] / means[..., 1]

@@ -17,7 +17,8 @@ from wam.checkpoints import records
 from wam.core import rng
 from wam.core.types import Params
 from wam.data import encoding
-from wam.evaluation import tasks
+from wam.evaluation import metrics, tasks
+from wam.evaluation.divergence import kl_to_reference
 from wam.generation.sampling import generate
 from wam.recipes.problems import Problem
 from wam.recipes.stages import Policy, sampling_settings
@@ -31,6 +32,8 @@ STAGE = "evaluation"
 GIVEN = ("policy", "reference", "data", "split", "scorers", "run", "sampling")
 # Digits of the scores of single items, which are kept to be resampled.
 DIGITS = 5
+# What the mean of the skills is called among the scores: that of the shares of what the reference has.
+MEAN = "mean"
 
 
 class Model(Protocol):
@@ -61,7 +64,8 @@ class Panel:
   policy: Policy
   reference: Params
   scorers: Mapping[str, RolloutScorer]
-  tasks: Sequence[Any]
+  skills: Sequence[tasks.Prepared]
+  before: Sequence[tasks.TaskScore]  # of the reference
   prompts: tuple[jax.Array, jax.Array]  # tokens, mask: [P, T]
   settings: Mapping[str, Any]  # of `generate`
   keys: tuple[jax.Array, ...]  # one a sampling seed
@@ -78,7 +82,8 @@ def make_panel(
   sampling: Mapping[str, Any],
   num_seeds: int = 3,
   num_prompts: int | None = None,
-  batch_size: int = 64,
+  batch_size: int = 128,
+  max_length: int = 1024,
 ) -> Panel:
   """Tokenises prompts and tasks.
 
@@ -93,8 +98,13 @@ def make_panel(
     num_seeds: sampling seeds on the test split; the validation split, which only selects, has one.
     num_prompts: at most so many prompts; default all.
     batch_size: rows of the tasks at a time.
+    max_length: tokens of a task's prompt; longer ones keep their right end.
   """
   prompt_length, settings = sampling_settings(**sampling)
+  prepared = [
+    tasks.prepare(task, policy.tokenizer, batch_size=batch_size, max_length=max_length)
+    for task in data.tasks[split]
+  ]
   rows = encoding.prompt_rows(
     policy.tokenizer, data.prompts[split][:num_prompts], length=prompt_length
   ).arrays
@@ -103,35 +113,14 @@ def make_panel(
     policy=policy,
     reference=reference,
     scorers=scorers,
-    tasks=[
-      tasks.prepare(
-        task.kind,
-        task.items,
-        policy.tokenizer,
-        name=task.name,
-        **({"batch_size": batch_size} | dict(task.options)),
-      )
-      for task in data.tasks[split]
-    ],
+    skills=prepared,
+    before=[task.evaluate(policy.model, reference) for task in prepared],
     prompts=sharding.put_whole_batch((rows["tokens"], rows["mask"]), run.mesh),
     settings=settings | policy.ends,
     keys=tuple(
       rng.key(run.seed, f"{STAGE}/{split}", i) for i in range(num_seeds if split == "test" else 1)
     ),
   )
-
-
-def describe(panel: Panel, run: Run) -> None:
-  """Writes what the tasks are, once a run."""
-  run.records.drop(lambda record: record["kind"] == "task")
-  for step, task in enumerate(panel.tasks):
-    fields = {
-      "name": task.name,
-      "metric": task.metric,
-      "higher_is_better": task.higher_is_better,
-      "description": task.description,
-    }
-    run.log(fields, kind="task", stage=STAGE, step=step)
 
 
 def measure(
@@ -165,24 +154,28 @@ def measure(
       if name not in known:
         params = weights(model)
         known[name] = [fields for panel in panels for fields in _measure(panel, params)]
+      about = {"family": model.family, "label": model.label, "coefficients": model.coefficients}
       for fields in known[name]:
-        run.log(
-          {
-            "family": model.family,
-            "label": model.label,
-            "coefficients": dict(model.coefficients),
-            **fields,
-          },
-          kind="point",
-          stage=STAGE,
-          step=number,
-        )
-      last = known[name][-1]
-      progress.update(number + 1, {n: v for n, v in last.items() if n.startswith("reward")})
+        run.log(about | fields, kind="point", stage=STAGE, step=number)
+      shown = {n: v for n, v in known[name][-1].items() if n.startswith("reward")}
+      progress.update(number + 1, shown)
       run.interrupts.check(f"{STAGE} after model {number + 1} of {len(models)}, which is recorded")
   if done < len(models):
     seconds = time.monotonic() - began
     run.log({"seconds": seconds}, kind="stage", stage=STAGE, step=len(models))
+
+
+def describe(panel: Panel, run: Run) -> None:
+  """Writes the records of kind "task": what the scores of a panel mean."""
+  run.records.drop(lambda record: record["kind"] == "task")
+  for step, score in enumerate(panel.before):
+    fields = {
+      "name": score.name,
+      "metric": score.metric,
+      "higher_is_better": score.metric not in metrics.LOSSES,
+      "items": len(score.per_item),
+    }
+    run.log(fields, kind="task", stage=STAGE, step=step)
 
 
 def _measured(run: Run, models: Sequence[Model], panels: Sequence[Panel]) -> int:
@@ -198,26 +191,37 @@ def _measured(run: Run, models: Sequence[Model], panels: Sequence[Panel]) -> int
 
 
 def _measure(panel: Panel, params: Params) -> list[dict[str, Any]]:
-  """The fields of a model's records on one panel, one a sampling seed."""
+  """The fields of a model's records on one panel, one a sampling seed.
+
+  "items" holds what can be resampled: rewards of prompts, and the statistics of the tasks' items. Those do not depend
+  on the sampling seed, so that only the first record has them.
+  """
   policy = panel.policy
-  scores = [task.evaluate(policy.model, params) for task in panel.tasks]
+  scores = [task.evaluate(policy.model, params) for task in panel.skills]
+  items = {score.name: score.statistics for score in scores}
+  retained = metrics.retained(
+    np.array([score.value for score in scores]),
+    np.array([score.value for score in panel.before]),
+    [score.metric in metrics.LOSSES for score in scores],
+  )
   fields = []
   for seed, key in enumerate(panel.keys):
     samples = generate(policy.model, params, *panel.prompts, key, **panel.settings)
-    divergence = tasks.kl_to_reference(policy.model, params, panel.reference, samples)
+    kl = kl_to_reference(policy.model, params, panel.reference, samples).per_sequence
     host = sharding.fetch(samples)
     arrays = (host.prompt_tokens, host.prompt_mask, host.completions, host.completion_mask)
     rewards = {f"reward_{name}": score(*arrays) for name, score in panel.scorers.items()}
-    items = rewards | {score.name: score.per_item for score in scores}
+    items |= rewards
     fields.append(
       {
         "seed": seed,
         "split": panel.split,
         **{name: float(values.mean()) for name, values in rewards.items()},
-        "kl": float(np.mean(divergence)),
+        "kl": float(np.mean(kl)),
         "length": float(host.completion_mask.sum(axis=1).mean()),
-        "scores": {score.name: score.value for score in scores},
+        "scores": {score.name: score.value for score in scores} | {MEAN: float(retained)},
         "items": {name: np.round(values, DIGITS).tolist() for name, values in items.items()},
       }
     )
+    items = {}
   return fields

@@ -5,7 +5,7 @@ A problem is strings and scorers; nothing is tokenised here. Leaves out models a
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from wam.core import sections
 from wam.core.errors import ConfigError, unknown_name
@@ -14,25 +14,10 @@ from wam.data import prompts as prompt_data
 from wam.data.examples import Example, Pair
 from wam.data.tokenizers import Tokenizer, word_tokenizer
 from wam.data.world import World, gold_reward
+from wam.evaluation.tasks import AnswerTask, ChoiceTask, LastWordTask, Task, TextTask
 from wam.rewards.scorers import Scorer
 
 SPLITS = ("train", "validation", "test")
-
-
-class TaskData(NamedTuple):
-  """A skill that RLHF may cost, on one split.
-
-  Attributes:
-    name: as it is called in records and figures.
-    kind: "choice" (ChoiceItem), "answer" (AnswerItem), "text" (documents) or "last_word" (Example).
-    items: what the kind says.
-    options: keywords of the task's preparation.
-  """
-
-  name: str
-  kind: str
-  items: Sequence[Any]
-  options: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +39,7 @@ class Problem:
   demonstrations: Sequence[Example]
   pairs: Mapping[str, Sequence[Pair]]
   prompts: Mapping[str, Sequence[str]]
-  tasks: Mapping[str, Sequence[TaskData]]
+  tasks: Mapping[str, Sequence[Task]]
   gold: Scorer | None = None
   control_pairs: Mapping[str, Sequence[Pair]] = dataclasses.field(default_factory=dict)
   words: Sequence[str] | None = None
@@ -105,10 +90,14 @@ def world_problem(
     },
     tasks={
       split: [
-        TaskData("facts", "choice", world.choice_items(split), {}),
-        TaskData("passages", "answer", world.passage_items(split, num_items), {"metric": "f1"}),
-        TaskData(
-          "translation", "answer", world.translation_items(split, num_items), {"metric": "bleu"}
+        ChoiceTask("facts", world.choice_items(split)),
+        AnswerTask("passages", world.passage_items(split, num_items), "f1", max_new_tokens=6),
+        AnswerTask(
+          "translation",
+          world.translation_items(split, num_items),
+          "bleu",
+          max_new_tokens=8,
+          bleu_tokenizer="none",
         ),
       ]
       for split in SPLITS[1:]
@@ -161,27 +150,31 @@ def file_problem(
   )
 
 
-LOADERS: dict[str, Callable[[Mapping[str, Any]], Sequence[Any]]] = {
-  "choice": items.load_choice_items,
-  "answer": items.load_answer_items,
-  "text": text.load_texts,
-  "last_word": items.load_last_word,
+# By kind: what loads the items of a task, and the task itself.
+TASKS: dict[str, tuple[Callable[[Mapping[str, Any]], Sequence[Any]], Callable[..., Task]]] = {
+  "choice": (items.load_choice_items, ChoiceTask),
+  "answer": (items.load_answer_items, AnswerTask),
+  "text": (text.load_texts, TextTask),
+  "last_word": (items.load_last_word, LastWordTask),
 }
 
 
 def _load_task(
   name: str, task: Mapping[str, Any], split: str, fill: Callable[[Any], dict[str, Any]]
-) -> TaskData:
+) -> Task:
   kind = task.get("kind", "")
-  if kind not in LOADERS:
-    raise unknown_name(f"kind of problem.tasks.{name}", kind, LOADERS)
+  if kind not in TASKS:
+    raise unknown_name(f"kind of problem.tasks.{name}", kind, TASKS)
+  load, make_task = TASKS[kind]
+  options = dict(task.get("options", {}))
+  given = ("name", "items", "documents", "examples")
+  sections.check(make_task, options, f"problem.tasks.{name}.options", given=given)
   _check_splits(
-    {k: v for k, v in task.items() if k not in ("kind", "options")},
+    {key: spec for key, spec in task.items() if key not in ("kind", "options")},
     f"problem.tasks.{name}",
     SPLITS[1:],
   )
-  options = dict(task.get("options", {}))
-  return TaskData(name, kind, LOADERS[kind](fill(task[split])), options)
+  return make_task(name, load(fill(task[split])), **options)
 
 
 def _check_splits(splits: Mapping[str, Any], name: str, expected: Sequence[str]) -> None:

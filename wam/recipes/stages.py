@@ -6,9 +6,12 @@ one trains. Leaves out what is measured afterwards.
 
 import dataclasses
 import math
+import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from wam import pretrained
@@ -307,6 +310,13 @@ def once(run: Run, *, kind: str, stage: str, fields: Mapping[str, Any]) -> None:
   run.log(fields, kind=kind, stage=stage, step=0)
 
 
+def export(policy: Policy, params: Params, directory: pathlib.Path) -> None:
+  """Writes a Hugging Face directory with tokenizer, in place of one that an earlier call left."""
+  if directory.exists():
+    shutil.rmtree(directory)
+  pretrained.save(directory, policy.model, params, policy.tokenizer)
+
+
 def sampling_settings(
   *,
   prompt_length: int,
@@ -336,8 +346,8 @@ def _reference_samples(
     generate(
       policy.model,
       reference,
-      rows["tokens"],
-      rows["mask"],
+      jnp.asarray(rows["tokens"]),
+      jnp.asarray(rows["mask"]),
       rng.key(run.seed, "reference_samples"),
       **settings,
       **policy.ends,

@@ -14,7 +14,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
-from wam.checkpoints.records import CannotWrite, Records, write_atomically
+from wam.checkpoints.records import FILE_NAME, CannotWrite, Records, write_atomically
 from wam.core.errors import BadData, ConfigError
 from wam.training import sharding
 from wam.training.interrupts import Interrupts
@@ -39,7 +39,8 @@ def open_workdir(
     The directory.
 
   Raises:
-    ConfigError: if the workdir holds a run of another config; names the keys that differ. Or if the path is a file.
+    ConfigError: if the workdir holds a run of another config that has begun; names the keys that differ. Or if the path
+      is a file.
     BadData: if its config.json cannot be read.
     CannotWrite: on a full disk or without permission.
   """
@@ -51,12 +52,13 @@ def open_workdir(
   if path.exists():
     found = _read_config(path)
     differences = _differences(found, wanted)
-    if differences:
+    if differences and _has_begun(directory):
       raise ConfigError(
         f"workdir {directory} holds a run of another config: " + "; ".join(differences) + ". Choose"
         " another workdir, or give the config it was made with"
       )
-    return directory
+    if not differences:
+      return directory
   if jax.process_index() == 0:
     try:
       directory.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,13 @@ def open_workdir(
     content = {"config": wanted, "command": command, "versions": versions()}
     write_atomically(path, json.dumps(content, indent=2) + "\n")
   return directory
+
+
+def _has_begun(directory: pathlib.Path) -> bool:
+  """Whether a run left anything but its config: one that was refused before its first step did not."""
+  records = directory / FILE_NAME
+  begun = records.exists() and records.stat().st_size > 0
+  return begun or any((directory / "checkpoints").glob("*"))
 
 
 def versions() -> dict[str, str]:
