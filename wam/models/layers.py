@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wam.models import rope
+from wam.models.attention import attend_causal
 from wam.models.config import DecoderConfig
 
 # cos and sin, each [B, T, 1, H/2].
@@ -91,7 +92,7 @@ class Attention(nnx.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rope.rotate(q, *tables), rope.rotate(k, *tables)
     if cache is None:
-      mixed, written = jax.nn.dot_product_attention(q, k, v, mask=visible), None
+      mixed, written = attend_causal(q, k, v, visible), None
     else:
       keys, values, index = cache
       k, v = k.transpose(0, 2, 3, 1).astype(keys.dtype), v.swapaxes(1, 2).astype(values.dtype)
