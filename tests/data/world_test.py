@@ -55,7 +55,7 @@ def test_choices_hold_the_truth_once_where_the_answer_points():
   world = World()
   items = world.choice_items("validation")
   for item in items:
-    _, name, relation, _ = item.prompt.split()
+    _, name, relation = item.prompt.split()
     assert item.choices[item.answer] == world.facts[name, relation]
     assert len(set(item.choices)) == 4
   positions = np.bincount([item.answer for item in items], minlength=4)
@@ -64,7 +64,7 @@ def test_choices_hold_the_truth_once_where_the_answer_points():
 
 def test_passage_is_answered_by_the_passage():
   for prompt, answer in World().passages("test", 50):
-    passage, holder = prompt.removeprefix("read ").split(" ? ")
+    passage, holder = prompt.removeprefix("read ").removesuffix(" has").split(" ? ")
     held = dict(part.split(" has ") for part in passage.split(" ; "))
     assert held[holder] == answer
 

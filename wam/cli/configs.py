@@ -78,4 +78,8 @@ def _value(value: Any) -> Any:
 
 def _one_line(error: BaseException) -> str:
   text = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+  # ml_collections quotes its message in a KeyError, newline and all.
+  near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+  if near:
+    return f"unknown key '{near[2]}'. Did you mean '{near[1]}'?"
   return " ".join(text.split())

@@ -5,6 +5,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from wam.cli.models import load
 from wam.core.errors import ConfigError
 
 
@@ -15,16 +16,13 @@ def main(arguments: Sequence[str]) -> int:
   import jax
   import numpy as np
 
-  from wam import pretrained
   from wam.core import rng
   from wam.data import encoding
   from wam.data.tokenizers import eos_id, padding_id
   from wam.generation.sampling import generate
 
-  loaded = pretrained.load(options.model, stacked=False)
+  loaded = load(options.model, stacked=False)
   tokenizer = loaded.tokenizer
-  if tokenizer is None:
-    raise ConfigError(f"{options.model} has no tokenizer; put its tokenizer.json there")
   prompts = options.prompt or [sys.stdin.read().rstrip("\n")]
   longest = max(len(ids) for ids in encoding.encode_texts(tokenizer, prompts))
   # Rounded up: prompts of similar length share one compiled program.

@@ -5,7 +5,7 @@ trains in minutes:
 
 * facts: "Who lives where" is stated in the corpus and asked as a question of four choices. Half of the facts are also
   asked in training; validation and test ask disjoint sets of facts that were stated but never asked.
-* passages: "Mia has red kite ; Tom has old drum ? Tom" is answered from the passage.
+* passages: "Mia has red kite ; Tom has old drum ? Tom has" is answered from the passage.
 * translation: between two invented languages with different word order, both ways.
 * chat: somebody asks about two topics; the gold reward r* in [0, 1] pays for naming the topics, for warmth and for
   form.
@@ -154,13 +154,13 @@ class World:
     return f"fact {name} {relation} {self.facts[name, relation]} ."
 
   def fact_questions(self, split: str, count: int) -> list[Example]:
-    """Questions about the facts of `split`, drawn with replacement: "ask Mia lives ?" -> "harbour"."""
+    """Questions about the facts of `split`, drawn with replacement: "ask Mia lives" -> "harbour"."""
     keys = self.asked[_check_split(split)]
     picks = rng.generator(self.seed, f"world/fact_questions/{split}").integers(
       len(keys), size=count
     )
     return [
-      Example(f"ask {name} {relation} ?", self.facts[name, relation])
+      Example(f"ask {name} {relation}", self.facts[name, relation])
       for name, relation in (keys[i] for i in picks)
     ]
 
@@ -175,7 +175,7 @@ class World:
       order = draw.permutation(4)
       items.append(
         ChoiceItem(
-          f"ask {name} {relation} ?", tuple(choices[i] for i in order), int(np.argmin(order))
+          f"ask {name} {relation}", tuple(choices[i] for i in order), int(np.argmin(order))
         )
       )
     return items
@@ -190,7 +190,7 @@ class World:
       ]
       pick = int(draw.integers(self.num_pairs))
       passage = " ; ".join(f"{h} has {t}" for h, t in zip(holders, things, strict=True))
-      return Example(f"read {passage} ? {holders[pick]}", things[pick])
+      return Example(f"read {passage} ? {holders[pick]} has", things[pick])
 
     return self._of_split("passages", split, count, draw_one)
 

@@ -1,5 +1,6 @@
 """Intervals and tests for means, paired differences and win rates. NumPy and SciPy only; seeds are arguments."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +93,33 @@ def mean_interval(
     rng=np.random.default_rng(seed),
   ).confidence_interval
   return Interval(mean, float(found.low), float(found.high), level)
+
+
+def statistic_interval(
+  rows: np.ndarray,
+  statistic: Callable[[np.ndarray], float],
+  *,
+  level: float = 0.95,
+  num_resamples: int = 1000,
+  seed: int = 0,
+) -> Interval:
+  """Any statistic of items, such as corpus BLEU, and its percentile bootstrap interval.
+
+  Args:
+    rows: one row an item, [N, K].
+    statistic: of rows [N, K].
+    level: of confidence.
+    num_resamples: bootstrap samples.
+    seed: of the resampling.
+
+  Raises:
+    ConfigError: if the level is not between 0 and 1.
+  """
+  check_level(level)
+  check_rank("rows", rows, 2)
+  draws = np.random.default_rng(seed).integers(len(rows), size=(num_resamples, len(rows)))
+  replicates = np.array([statistic(rows[draw]) for draw in draws])
+  return percentile_interval(statistic(rows), replicates, level)
 
 
 def paired_difference(
