@@ -63,10 +63,16 @@ def test_choices_hold_the_truth_once_where_the_answer_points():
 
 
 def test_passage_is_answered_by_the_passage():
-  for prompt, answer in World().passages("test", 50):
-    passage, holder = prompt.removeprefix("read ").removesuffix(" has").split(" ? ")
-    held = dict(part.split(" has ") for part in passage.split(" ; "))
-    assert held[holder] == answer
+  world = World()
+  contradictions = 0
+  for prompt, answer in world.passages("test", 50):
+    passage, question = prompt.removeprefix("read ").split(" ? ")
+    name, passage = passage.split(" ", 1)
+    said = dict(part.split() for part in passage.split(" ; "))
+    assert len(said) == world.num_pairs
+    assert [said[relation] for relation in question.split()] == answer.split()
+    contradictions += any(world.facts[name, relation] != value for relation, value in said.items())
+  assert contradictions > 25
 
 
 def test_translation_follows_the_dictionary_and_the_word_order():
@@ -135,8 +141,8 @@ def test_label_noise_swaps_exactly_that_share():
 
 
 def test_clear_errors():
-  with pytest.raises(ConfigError, match=r"world.num_names is 1; expected a whole number from 3"):
-    World(num_names=1)
+  with pytest.raises(ConfigError, match=r"world.num_pairs is 1; expected a whole number from 2"):
+    World(num_pairs=1)
   with pytest.raises(UnknownName, match="Did you mean 'test'"):
     World().passages("tests", 3)
   with pytest.raises(ConfigError, match="too few translations"):

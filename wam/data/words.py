@@ -16,7 +16,7 @@ WARM = "gladly thanks lovely friend wonderful please welcome happy".split()
 RUDE = "nonsense boring stupid whatever never silly".split()
 FILLER = "well maybe so there it is and with about then some often".split()
 # The markers of the tasks and the punctuation.
-MARKERS = "fact ask read chat toward_a toward_b has wants : ; ? .".split()
+MARKERS = "fact ask read chat toward_a toward_b wants : ; ? .".split()
 
 
 def syllable_words(language: str, count: int) -> list[str]:

@@ -5,7 +5,7 @@ trains in minutes:
 
 * facts: "Who lives where" is stated in the corpus and asked as a question of four choices. Half of the facts are also
   asked in training; validation and test ask disjoint sets of facts that were stated but never asked.
-* passages: "Mia has red kite ; Tom has old drum ? Tom has" is answered from the passage.
+* passages: "Mia eats soup ; wears red ; lives harbour ? wears eats" is answered from the passage: "red soup".
 * translation: between two invented languages with different word order, both ways.
 * chat: somebody asks about two topics; the gold reward r* in [0, 1] pays for naming the topics, for warmth and for
   form.
@@ -53,7 +53,7 @@ class World:
     num_names: people, who appear in facts, passages and chat; at most 50.
     num_values: values a relation can take, at least 4; at most 12. Also the size of each list of topics.
     num_nouns, num_verbs, num_adjectives: sizes of the dictionary of the two languages.
-    num_pairs: facts in a passage.
+    num_pairs: things said in a passage, 2 to 4.
   """
 
   seed: int = 0
@@ -66,12 +66,12 @@ class World:
 
   def __post_init__(self) -> None:
     limits = {
-      "num_names": (self.num_pairs, len(NAMES)),
+      "num_names": (1, len(NAMES)),
       "num_values": (4, len(OBJECTS)),
       "num_nouns": (2, 60),
       "num_verbs": (1, 60),
       "num_adjectives": (1, 60),
-      "num_pairs": (1, 12),
+      "num_pairs": (2, len(RELATIONS)),
     }
     for name, (low, high) in limits.items():
       if not low <= getattr(self, name) <= high:
@@ -181,16 +181,19 @@ class World:
     return items
 
   def passages(self, split: str, count: int) -> list[Example]:
-    """Passages of `num_pairs` holdings and a question about one: the answer is an adjective and an object."""
+    """Passages that say `num_pairs` things of somebody, which contradict the facts as often as not.
+
+    Two of them are asked for, and the answer is the two values: "read Mia eats soup ; wears red ; lives harbour ? wears
+    eats" -> "red soup".
+    """
 
     def draw_one(draw: np.random.Generator) -> Example:
-      holders = draw.choice(self.names, size=self.num_pairs, replace=False)
-      things = [
-        f"{draw.choice(self.values['wears'])} {draw.choice(self.values['likes'])}" for _ in holders
-      ]
-      pick = int(draw.integers(self.num_pairs))
-      passage = " ; ".join(f"{h} has {t}" for h, t in zip(holders, things, strict=True))
-      return Example(f"read {passage} ? {holders[pick]} has", things[pick])
+      relations = draw.choice(RELATIONS, size=self.num_pairs, replace=False)
+      said = {str(r): str(draw.choice(self.values[str(r)])) for r in relations}
+      asked = draw.permutation(relations)[:2]
+      text = " ; ".join(f"{relation} {value}" for relation, value in said.items())
+      question = f"read {draw.choice(self.names)} {text} ? {' '.join(asked)}"
+      return Example(question, " ".join(said[relation] for relation in asked))
 
     return self._of_split("passages", split, count, draw_one)
 
@@ -310,21 +313,20 @@ class World:
   def demonstrations(self, split: str, count: int) -> list[Example]:
     """What supervised fine-tuning imitates: the four tasks in equal parts, shuffled."""
     each = -(-count // 4)
-    examples = [
-      *self.fact_questions(split, each),
-      *self.passages(split, each),
-      *self.translations(split, each),
-      *self.chats(split, each),
-    ]
+    tasks = (self.fact_questions, self.passages, self.translations, self.chats)
+    examples = [example for task in tasks for example in task(split, each)]
     order = rng.generator(self.seed, f"world/demonstrations/{split}").permutation(len(examples))
     return [examples[i] for i in order[:count]]
 
   def corpus(self, count: int) -> list[Example]:
     """What pre-training reads: a fifth statements of facts (with empty prompts), the rest demonstrations."""
+    fifth = count // 5
     statements = [Example("", self.fact_statement(*fact)) for fact in self.facts]
     draw = rng.generator(self.seed, "world/corpus")
-    picks = draw.integers(len(statements), size=count // 5)
-    texts = [statements[i] for i in picks] + self.demonstrations("train", count - count // 5)
+    texts = [
+      *(statements[i] for i in draw.integers(len(statements), size=fifth)),
+      *self.demonstrations("train", count - fifth),
+    ]
     return [texts[i] for i in draw.permutation(len(texts))]
 
   def _of_split(

@@ -86,7 +86,8 @@ def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]
   Args:
     own: the problem's tokenizer, or None to take the model's.
     seed: of the run.
-    section: {"path": directory}, or the keys of `DecoderConfig` without those of the vocabulary.
+    section: {"path": directory}, or the keys of `DecoderConfig` without those of the vocabulary; and "stacked": whether
+      the layers are trained in one scan (compiles faster when there are many) or one by one (runs faster).
 
   Raises:
     ConfigError: if neither path nor shape is given, or there is no tokenizer.
@@ -94,10 +95,11 @@ def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]
   """
   keywords = {key: value for key, value in section.items() if value is not None}
   path = keywords.pop("path", None)
+  stacked = keywords.pop("stacked", True)
   if path:
     if keywords:
       raise ConfigError(f"model: with a path the shape is the file's; remove {', '.join(keywords)}")
-    loaded = pretrained.load(path)
+    loaded = pretrained.load(path, stacked=stacked)
     tokenizer = own or loaded.tokenizer
     if tokenizer is None:
       raise ConfigError(f"model.path: {path} has no tokenizer.json; put it beside the weights")
@@ -115,7 +117,7 @@ def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]
     "pad_token_id": padding_id(own),
   }
   fresh = LanguageModel(sections.call(DecoderConfig, keywords, "model", **vocabulary))
-  return Policy(fresh, fresh.init(rng.key(seed, "init")), own)
+  return Policy(fresh, fresh.init(rng.key(seed, "init"), stacked=stacked), own)
 
 
 def supervised(
