@@ -17,7 +17,9 @@ def get_config():
   config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
   config.problem.num_corpus = 40_000
   config.problem.num_demonstrations = 8_000
-  config.problem.num_pairs = 2_000
+  config.problem.num_pairs = 10_000
+  config.problem.sharpness = 16.0
+  config.problem.label_noise = 0.0
   config.problem.num_prompts = 1_500
   config.problem.num_items = 100
 
@@ -55,10 +57,10 @@ def get_config():
   }
 
   config.reward_model = ml_collections.ConfigDict()
-  config.reward_model.num_epochs = 3.0
-  config.reward_model.batch_size = 40
+  config.reward_model.num_epochs = 2.0
+  config.reward_model.batch_size = 64
   config.reward_model.length = 24
-  config.reward_model.optimizer = {"learning_rate": 5e-4, "schedule": "linear", "warmup_steps": 10}
+  config.reward_model.optimizer = {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 10}
 
   config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}
 
@@ -68,7 +70,7 @@ def get_config():
   config.rsf.samples_per_prompt = 8
   config.rsf.batch_size = 32
   config.rsf.epochs = 2
-  config.rsf.optimizer = {"learning_rate": 1e-3, "schedule": "constant"}
+  config.rsf.optimizer = {"learning_rate": 1.5e-3, "schedule": "constant"}
 
   config.averaging = ml_collections.ConfigDict()
   config.averaging.alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -92,12 +92,12 @@ def test_gold_reward_by_hand():
   prompt = "chat Mia wants kite and soup :"
   assert world.reward(prompt, "") == 0
   # one topic, no warmth, all words distinct
-  assert math.isclose(world.reward(prompt, "well kite it is"), 0.4 * 0.5 + 0.2)
+  assert math.isclose(world.reward(prompt, "well kite it is"), 0.3 * 0.5 + 0.2)
   # both topics, three warm words
   assert math.isclose(world.reward(prompt, "gladly kite soup please thanks"), 1.0)
   # two warm minus one rude, a repetition: 4 distinct words of 5
   assert math.isclose(
-    world.reward(prompt, "happy lovely boring it it"), 0.4 * 0 + 0.4 / 3 + 0.2 * 4 / 5
+    world.reward(prompt, "happy lovely boring it it"), 0.3 * 0 + 0.5 / 3 + 0.2 * 4 / 5
   )
   # longer than twelve words
   long = "gladly kite soup please thanks well maybe so there it is and with about then"

@@ -82,4 +82,5 @@ def _one_line(error: BaseException) -> str:
   near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
   if near:
     return f"unknown key '{near[2]}'. Did you mean '{near[1]}'?"
-  return " ".join(text.split())
+  bare = re.fullmatch(r"[\"'\\]*(\w+)[\"'\\]*", text)
+  return f"unknown key '{bare[1]}'" if bare else " ".join(text.split())

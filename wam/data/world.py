@@ -250,13 +250,13 @@ class World:
     words: list[str] = []
     for _ in range(int(draw.integers(4, 14))):
       kind = draw.random()
-      if kind < 0.16:
+      if kind < 0.15:
         words.append(str(draw.choice(topics)))
-      elif kind < 0.24:
+      elif kind < 0.30:
         words.append(str(draw.choice(self.topics)))
-      elif kind < 0.38:
+      elif kind < 0.44:
         words.append(str(draw.choice(WARM)))
-      elif kind < 0.50:
+      elif kind < 0.56:
         words.append(str(draw.choice(RUDE)))
       else:
         words.append(str(draw.choice(FILLER)))
@@ -270,7 +270,7 @@ class World:
   def reward(self, prompt: str, completion: str) -> float:
     """The gold reward r*(prompt, completion) in [0, 1].
 
-    r* = 0.4·(share of the two topics named) + 0.4·clip((warm - rude)/3, 0, 1) + 0.2·form, where warm and rude count
+    r* = 0.3·(share of the two topics named) + 0.5·clip((warm - rude)/3, 0, 1) + 0.2·form, where warm and rude count
     distinct words, and form is the share of distinct words, times 1 up to twelve words and 12/length beyond. An empty
     completion gets 0.
     """
@@ -281,7 +281,7 @@ class World:
     relevance = len(distinct & set(_topics(prompt))) / 2
     warmth = min(1.0, max(0.0, (len(distinct & set(WARM)) - len(distinct & set(RUDE))) / 3))
     form = len(distinct) / len(words) * min(1.0, 12 / len(words))
-    return 0.4 * relevance + 0.4 * warmth + 0.2 * form
+    return 0.3 * relevance + 0.5 * warmth + 0.2 * form
 
   def pairs(
     self, split: str, count: int, *, sharpness: float = 8.0, label_noise: float = 0.0

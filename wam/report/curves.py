@@ -8,7 +8,18 @@ from wam.report.records import Record, finite, of_kind
 
 MAX_POINTS = 600  # a line on a screen shows no more
 MAX_PANELS = 6  # a stage
-_GROUPS = ("loss", "accuracy", "gold", "proxy", "reward", "kl", "margin", "length", "entropy")
+_GROUPS = (
+  "loss",
+  "accuracy",
+  "gold",
+  "control",
+  "proxy",
+  "reward",
+  "kl",
+  "margin",
+  "length",
+  "entropy",
+)
 # Of interest for speed and debugging, not for what a run did; shown nowhere.
 _ASIDE = ("learning_rate", "memory", "tokens_seen", "epoch", "percent")
 _NOT_VALUES = ("kind", "stage", "step", "seed")

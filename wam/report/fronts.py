@@ -8,7 +8,16 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wam.report.points import AVERAGING, EARLY_STOPPING, INIT, MEAN, PART_WISE, Point, Points
+from wam.report.points import (
+  AVERAGING,
+  EARLY_STOPPING,
+  INIT,
+  JUDGES,
+  MEAN,
+  PART_WISE,
+  Point,
+  Points,
+)
 from wam.report.records import Record, of_kind
 
 RULE = (
@@ -127,7 +136,7 @@ def select(points: Points, records: Sequence[Record]) -> Selection | None:
   if point is None:
     return None
   label = reward.replace("reward_", "") + " reward"
-  oracle = split == points.split or reward == "reward_gold"
+  oracle = split == points.split or reward in JUDGES
   return Selection(point, f"{RULE}, by {label} and mean skill", split, oracle)
 
 

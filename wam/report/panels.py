@@ -49,13 +49,11 @@ def front_panels(points: Points, records: Sequence[Record]) -> list[Panel]:
 
 
 def reward_panels(points: Points) -> list[Panel]:
-  """Proxy and gold reward against KL along the RLHF run, and against each other."""
+  """Proxy and judge's reward against KL along the RLHF run, and against each other."""
   path = fronts.trajectory(points.shown)
-  pairs = [
-    ("reward_proxy", "kl", "#D55E00"),
-    ("reward_gold", "kl", "#0072B2"),
-    ("reward_gold", "reward_proxy", "#009E73"),
-  ]
+  pairs = [("reward_proxy", "kl", "#D55E00")]
+  if points.x != "reward_proxy":
+    pairs += [(points.x, "kl", "#0072B2"), (points.x, "reward_proxy", "#009E73")]
   found: list[Panel] = []
   for up, across, colour in pairs:
     if len(fronts.coordinates(path, across, up)) < 2:

@@ -16,7 +16,9 @@ EARLY_STOPPING = "early stopping"
 AVERAGING = "model averaging"
 PART_WISE = "part-wise"
 FAMILY_ORDER = (INIT, EARLY_STOPPING, AVERAGING, PART_WISE)
-MEASURES = ("reward_proxy", "reward_gold", "kl", "length")
+# Judges that were not optimised, by preference: the truth of a world, or a reward model trained on other pairs.
+JUDGES = ("reward_gold", "reward_control")
+MEASURES = ("reward_proxy", *JUDGES, "kl", "length")
 MEAN = "mean"  # the name of the mean of the skills, in scores, fronts and panels
 LEVEL = 0.95
 
@@ -67,7 +69,7 @@ class Points(NamedTuple):
   every: list[Point]
   skills: list[Skill]
   split: str  # the split the figures show
-  x: str  # the reward on the horizontal axis: 'reward_gold', or 'reward_proxy' where gold is absent
+  x: str  # the reward on the horizontal axis: a judge's, or 'reward_proxy' where there is none
   relative: bool  # the mean of the skills is of shares of the value before RLHF
 
   @property
@@ -112,18 +114,20 @@ def collect(records: Sequence[Record]) -> Points:
     group[str(record.get("seed", 0))] = record
   splits = [split for _, _, split in groups]
   shown = "test" if "test" in splits or not splits else splits[-1]
-  relative = not all(skill.higher_is_better for skill in skills)
+  # A mean that the run recorded itself is one of shares, whatever the scales of the metrics.
+  recorded = any(MEAN in r.get("scores", {}) for r in of_kind(records, "point"))
+  relative = recorded or not all(skill.higher_is_better for skill in skills)
   start = _init_scores(groups, shown, skills) if relative else {}
   points = [
     _point(*key, by_seed, skills=skills, relative=relative, start=start)
     for key, by_seed in groups.items()
   ]
-  has_gold = any("reward_gold" in p.measures for p in points)
+  judges = [name for name in JUDGES if any(name in p.measures for p in points)]
   return Points(
     every=_in_order(points),
     skills=skills,
     split=shown,
-    x="reward_gold" if has_gold or not points else "reward_proxy",
+    x=(judges or ["reward_proxy" if points else JUDGES[0]])[0],
     relative=relative,
   )
 

@@ -78,24 +78,27 @@ def sentences(points: Points, records: Sequence[Record]) -> list[str]:
 
 
 def overoptimisation(points: Points) -> str | None:
-  """Says whether the gold reward fell while the proxy went on rising."""
-  path = [p for p in fronts.trajectory(points.shown) if p.value("reward_gold")]
+  """Says whether the judge's reward fell while the proxy went on rising."""
+  if points.x == "reward_proxy":
+    return None
+  name = reward_name(points.x)
+  path = [p for p in fronts.trajectory(points.shown) if p.value(points.x)]
   if len(path) < 3 or not all(p.value("reward_proxy") for p in path):
     return None
-  gold = [p.measures["reward_gold"] for p in path]
+  judged = [p.measures[points.x] for p in path]
   proxy = [p.measures["reward_proxy"].mean for p in path]
-  peak = max(range(len(gold)), key=lambda i: gold[i].mean)
-  lost = gold[peak].mean - gold[-1].mean
-  noise = max(_half(gold[peak]), _half(gold[-1]))
+  peak = max(range(len(judged)), key=lambda i: judged[i].mean)
+  lost = judged[peak].mean - judged[-1].mean
+  noise = max(_half(judged[peak]), _half(judged[-1]))
   if lost > noise and proxy[-1] > proxy[peak]:
     return (
-      f"Over-optimised: the gold reward peaked at {path[peak].label} ({number(gold[peak].mean)}) and"
+      f"Over-optimised: the {name} peaked at {path[peak].label} ({number(judged[peak].mean)}) and"
       f" ended {number(lost)} lower, while the proxy rose from {number(proxy[peak])} to"
       f" {number(proxy[-1])}."
     )
   return (
     f"No clear over-optimisation: the proxy went from {number(proxy[0])} to {number(proxy[-1])}, and"
-    f" the gold reward ended at {number(gold[-1].mean)}, its best being {number(gold[peak].mean)}."
+    f" the {name} ended at {number(judged[-1].mean)}, its best being {number(judged[peak].mean)}."
   )
 
 

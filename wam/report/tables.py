@@ -23,6 +23,7 @@ Cell = dict[str, Any]  # "text" to show, "half" width of the interval as text, "
 MEASURE_TITLES = {
   "reward_proxy": "proxy reward",
   "reward_gold": "gold reward",
+  "reward_control": "control reward",
   "kl": "KL (nats)",
   "length": "length",
 }

@@ -1,0 +1,103 @@
+"""Every command and example of the README is executed, and its tree is the repository's."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import jax.numpy as jnp
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.toys import OVERRIDES, TINY
+from wam.cli import main as cli
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
+
+
+def test_python_example():
+  (code,) = (text for kind, text in BLOCKS if kind == "python")
+  assert len(code.splitlines()) <= 12
+  names: dict = {}
+  exec(code, names)
+  expected = (
+    names["a"]["layers"]["0"]["mlp"]["kernel"] + names["b"]["layers"]["0"]["mlp"]["kernel"]
+  ) / 2
+  assert jnp.allclose(names["soup"]["layers"]["0"]["mlp"]["kernel"], expected)
+  kernels = [names[n]["layers"]["0"]["mlp"]["kernel"] for n in ("mixed", "a")]
+  assert jnp.allclose(kernels[0], 0.2 * kernels[1])
+  assert jnp.array_equal(
+    names["mixed"]["layers"]["1"]["mlp"]["kernel"], names["a"]["layers"]["1"]["mlp"]["kernel"]
+  )
+
+
+def test_make_targets():
+  for command in (c for c in COMMANDS if c.startswith("make ")):
+    output = subprocess.run(
+      [*shlex.split(command), "-n"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    if command == "make demo":
+      assert "wam run --config configs/alignment_tax/tiny.py --workdir runs/demo" in output.stdout
+    if command == "make test":
+      assert "pytest" in output.stdout and "mypy" in output.stdout
+
+
+def test_runs_are_those_of_the_shipped_configs():
+  """Which configs_test.py executes."""
+  for command in (c for c in COMMANDS if c.startswith("wam run")):
+    path = re.search(r"--config configs/(\S+)", command)[1]
+    assert path in OVERRIDES
+    assert command in (REPOSITORY / "configs" / path).read_text()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+  """A directory in which `make demo` was run, at toy size."""
+  directory = tmp_path_factory.mktemp("readme")
+  (directory / "configs").symlink_to(REPOSITORY / "configs")
+  before = os.getcwd()
+  os.chdir(directory)
+  config = "configs/alignment_tax/tiny.py"
+  assert cli.main(["run", "--config", config, "--workdir", "runs/demo", "--quiet", *TINY]) == 0
+  yield directory
+  os.chdir(before)
+
+
+VERBS = [c for c in COMMANDS if c.startswith("wam ") and not c.startswith("wam run")]
+
+
+@pytest.mark.parametrize("command", VERBS)
+def test_commands_on_a_run(command, demo, capsys):
+  _, *arguments = shlex.split(command)
+  if not (demo / "runs/demo/models/selected").exists():
+    # At toy size RLHF need not cost anything, and then no average is selected.
+    arguments = [a.replace("models/selected", "models/after") for a in arguments]
+  if "--config" in arguments:
+    arguments += [o for o in TINY if ".problem." in o]
+  assert cli.main(arguments) == 0
+  assert capsys.readouterr().out
+
+
+def test_every_command_is_covered():
+  covered = ("make ", "wam ", "export WAM_DATA=")
+  assert all(command.startswith(covered) for command in COMMANDS), COMMANDS
+
+
+def test_tree_is_the_repository():
+  tree = next(text for kind, text in BLOCKS if not kind and "wam/core" in text)
+  listed = {line.split()[0] for line in tree.splitlines() if line.strip()}
+  found = subprocess.run(
+    ["git", "ls-files", "wam", "configs"], cwd=REPOSITORY, capture_output=True, text=True
+  )
+  if found.returncode:
+    pytest.skip("not a git checkout")
+  files = {f for f in found.stdout.split() if f.endswith(".py") and not f.endswith("__init__.py")}
+  assert files <= listed, files - listed
+  assert all((REPOSITORY / path).exists() for path in listed), listed
+
+
+def test_links_and_pictures_exist():
+  for target in re.findall(r"\]\(([^)#]+)\)", README):
+    assert (REPOSITORY / target).exists(), target

@@ -1,0 +1,60 @@
+"""Which models are measured, and how their weights come about."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wam.core.errors import ConfigError
+from wam.recipes import alignment_tax as recipe
+
+
+def _params(value):
+  layers = {"attention": {"q": {"kernel": jnp.full((6, 2, 2), value)}}}
+  return {
+    "embed": {"embedding": jnp.full((3, 2), value)},
+    "layers": layers,
+    "final_norm": {"scale": jnp.full((2,), value)},
+  }
+
+
+def test_candidates_in_order():
+  found = recipe.candidates(
+    params=_params(0.0), num_iterations=2, alphas=(0.5,), part_alphas=(0.25,)
+  )
+  assert [(c.family, c.label, c.iteration) for c in found] == [
+    ("init", "before RLHF", 0),
+    ("early stopping", "iteration 1", 1),
+    ("early stopping", "iteration 2", 2),
+    ("model averaging", "α = 0", 0),
+    ("model averaging", "α = 0.5", None),
+    ("model averaging", "α = 1", 2),
+    ("part-wise", "input, α = 0.25", None),
+    ("part-wise", "middle, α = 0.25", None),
+    ("part-wise", "output, α = 0.25", None),
+  ]
+  assert found[7].coefficients == {"input": 1.0, "middle": 0.25, "output": 1.0}
+
+
+def test_without_parts():
+  found = recipe.candidates(params=_params(0.0), num_iterations=1, alphas=(0.5,), num_parts=1)
+  assert {c.family for c in found} == {"init", "early stopping", "model averaging"}
+
+
+def test_ratios_outside_are_refused():
+  with pytest.raises(ConfigError, match=r"averaging.part_alphas: .* found \[-0.1\]"):
+    recipe.candidates(params=_params(0.0), num_iterations=1, part_alphas=(-0.1,))
+
+
+def test_weights_of_averages():
+  """θ_0 = 0 and θ = 1, so that the weights are the ratios."""
+  before, after = _params(0.0), _params(1.0)
+  found = recipe.candidates(params=after, num_iterations=1, alphas=(0.5,), part_alphas=(0.25,))
+  by_label = {c.label: c for c in found}
+  half = recipe.weights(by_label["α = 0.5"], before, after, None)
+  assert all(np.all(x == 0.5) for x in jax.tree.leaves(half))
+  first = recipe.weights(by_label["input, α = 0.25"], before, after, None)
+  depth = first["layers"]["attention"]["q"]["kernel"][:, 0, 0]
+  np.testing.assert_array_equal(depth, [0.25, 0.25, 1, 1, 1, 1])
+  assert np.all(first["embed"]["embedding"] == 0.25)
+  assert np.all(first["final_norm"]["scale"] == 1)
