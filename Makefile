@@ -27,6 +27,21 @@ parity: $(PARITY)/.installed
 browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser tests/browser
 
+bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/sampling.py
+
+.venv-bench-torch/.installed:
+	$(PYTHON) -m venv .venv-bench-torch
+	.venv-bench-torch/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-bench-torch/bin/python -m pip install --quiet --disable-pip-version-check transformers trl
+	touch $@
+
+.venv-bench-tunix/.installed:
+	$(PYTHON) -m venv .venv-bench-tunix
+	.venv-bench-tunix/bin/python -m pip install --quiet --disable-pip-version-check google-tunix
+	touch $@
+
 # The stamps are rebuilt whenever the metadata or the pins change.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -18,6 +18,7 @@ def get_config():
   config.problem.num_corpus = 40_000
   config.problem.num_demonstrations = 8_000
   config.problem.num_pairs = 10_000
+  config.problem.num_validation_pairs = 500
   config.problem.sharpness = 16.0
   config.problem.label_noise = 0.0
   config.problem.num_prompts = 1_500
@@ -49,6 +50,7 @@ def get_config():
   config.sft.num_steps = 60
   config.sft.batch_size = 80
   config.sft.length = 24
+  config.sft.log_every = 10
   config.sft.optimizer = {
     "learning_rate": 5e-4,
     "schedule": "cosine",
@@ -60,6 +62,7 @@ def get_config():
   config.reward_model.num_epochs = 2.0
   config.reward_model.batch_size = 64
   config.reward_model.length = 24
+  config.reward_model.log_every = 25
   config.reward_model.optimizer = {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 10}
 
   config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}

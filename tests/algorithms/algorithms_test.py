@@ -203,6 +203,21 @@ def test_rsf_raises_the_reward_and_records_it(rsf_run):
     assert 0 < line["finished"] <= 1
 
 
+def test_rsf_of_a_model_that_does_not_end_its_texts(tuned, tmp_path):
+  """No token ends a completion: nothing can be kept, unless the config says that EOS is not needed."""
+  settings = SETTINGS | {"num_iterations": 1, "epochs": 1}
+  settings["sampling"] = SETTINGS["sampling"] | {"eos_id": ()}
+  with (
+    open_run(tmp_path / "a") as run,
+    pytest.raises(BadData, match=r"128 of 128 .* require_eos=False"),
+  ):
+    rsf.run(MODEL, tuned[0], prompts(), large_tokens, run=run, **settings)
+  with open_run(tmp_path / "b") as run:
+    rsf.run(MODEL, tuned[0], prompts(), large_tokens, run=run, require_eos=False, **settings)
+  (line,) = (r for r in records.read(tmp_path / "b") if r["kind"] == "metric")
+  assert line["kept"] > 0 and line["kept"] + line["tied_prompts"] == 32 and line["finished"] == 0
+
+
 def test_rsf_keeps_the_parameters_of_every_iteration(rsf_run):
   _, params, seen, iterations = rsf_run
   assert all(equal(a, b) for a, b in zip(seen, iterations, strict=True))

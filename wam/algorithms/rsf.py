@@ -46,6 +46,7 @@ class Settings:
       selections) when the optimizer is carried over, and one iteration when not.
     batch_size, epochs: of the fine-tuning on what an iteration kept.
     rule, fraction: what is kept; see `best_of_n.select`.
+    require_eos: whether only completions that end are kept; False for models that do not end texts.
     prompts_per_call: prompts of one call of `generate`, to bound its memory; divides P. None: all.
     carry_optimizer: moments go from one iteration to the next; otherwise each starts afresh.
     accumulate_steps, dtype, remat: as in `sft.run`.
@@ -60,6 +61,7 @@ class Settings:
   epochs: int = 1
   rule: str = "best_per_prompt"
   fraction: float | None = None
+  require_eos: bool = True
   prompts_per_call: int | None = None
   carry_optimizer: bool = True
   accumulate_steps: int = 1
@@ -142,12 +144,19 @@ def run(
         sampling_seconds = time.monotonic() - clock
         run.interrupts.check(f"iteration {i} of {stage}")
         rewards = {n: _score(rollout, s, config, name=n) for n, s in scorers.items()}
+        usable = rollout.finished | (not config.require_eos)
         kept = best_of_n.select(
           rewards["reward"],
-          rollout.finished.reshape(rewards["reward"].shape),
+          usable.reshape(rewards["reward"].shape),
           rule=config.rule,
           fraction=config.fraction,
         )
+        if not len(kept.rows):
+          raise BadData(
+            f"{stage}: iteration {i} kept nothing: {kept.unfinished} of {usable.size} completions do not end within"
+            f" {config.sampling['max_new_tokens']} tokens, and {kept.ties} prompts have equal rewards. Raise"
+            " sampling.max_new_tokens, or set require_eos=False for a model that does not end its texts"
+          )
         record = _measure(rollout, rewards, kept) | trainer.fine_tune(rollout, kept.rows)
         if on_iteration is not None:
           record |= dict(on_iteration(i, trainer.state.params) or {})

@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,11 +38,14 @@ def parse(arguments: Sequence[str], *, verb: str) -> tuple[dict[str, Any], list[
       mine.append(queue.pop(0))
   path = _path(mine, verb)
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+  argv = [f"wam {verb}", *mine]
+  config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
   try:
     # absl prints advice of its own to stdout and stderr before it raises.
-    with contextlib.redirect_stderr(io.StringIO()):
-      values([f"wam {verb}", *mine])
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+      # ml_collections loads the file by a function that Python 3.12 has not.
+      warnings.simplefilter("ignore", DeprecationWarning)
+      values(argv)
     return _plain(values.config), others
   except flags.Error as error:
     raise ConfigError(_one_line(error)) from error

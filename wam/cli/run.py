@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
   from wam import report
 
   page = report.write_report(options.workdir)
+  print()
   rich.print(report.summary(report.read_run(options.workdir).records, every_point=False))
   print(f"report: {page}")
   return 0

@@ -17,10 +17,7 @@ from wam.training.workdir import Run
 STAGE = "fronts"
 LEVEL = 0.95
 NUM_RESAMPLES = 500
-RULE = (
-  "largest share of the reward gain kept minus share of the skill lost, by proxy reward and mean skill on the"
-  " validation split"
-)
+RULE = "largest share of the reward gain kept minus share of the skill lost, by proxy reward and mean skill"
 
 
 class Table(NamedTuple):

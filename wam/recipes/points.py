@@ -66,7 +66,10 @@ class Panel:
   scorers: Mapping[str, RolloutScorer]
   skills: Sequence[tasks.Prepared]
   before: Sequence[tasks.TaskScore]  # of the reference
-  prompts: tuple[jax.Array, jax.Array]  # tokens, mask: [P, T]
+  prompts: tuple[
+    jax.Array, jax.Array
+  ]  # tokens, mask: [P, T], filled up to a multiple of the devices
+  num_prompts: int  # that count
   settings: Mapping[str, Any]  # of `generate`
   keys: tuple[jax.Array, ...]  # one a sampling seed
 
@@ -108,6 +111,9 @@ def make_panel(
   rows = encoding.prompt_rows(
     policy.tokenizer, data.prompts[split][:num_prompts], length=prompt_length
   ).arrays
+  count = len(rows["tokens"])
+  devices = sharding.batch_devices(run.mesh)
+  filled = np.concatenate([np.arange(count), np.zeros(-count % devices, np.int64)])
   return Panel(
     split=split,
     policy=policy,
@@ -115,7 +121,8 @@ def make_panel(
     scorers=scorers,
     skills=prepared,
     before=[task.evaluate(policy.model, reference) for task in prepared],
-    prompts=sharding.put_whole_batch((rows["tokens"], rows["mask"]), run.mesh),
+    prompts=sharding.put_whole_batch((rows["tokens"][filled], rows["mask"][filled]), run.mesh),
+    num_prompts=count,
     settings=settings | policy.ends,
     keys=tuple(
       rng.key(run.seed, f"{STAGE}/{split}", i) for i in range(num_seeds if split == "test" else 1)
@@ -207,8 +214,8 @@ def _measure(panel: Panel, params: Params) -> list[dict[str, Any]]:
   fields = []
   for seed, key in enumerate(panel.keys):
     samples = generate(policy.model, params, *panel.prompts, key, **panel.settings)
-    kl = kl_to_reference(policy.model, params, panel.reference, samples).per_sequence
-    host = sharding.fetch(samples)
+    host = jax.tree.map(lambda x: x[: panel.num_prompts], sharding.fetch(samples))
+    kl = kl_to_reference(policy.model, params, panel.reference, host).per_sequence
     arrays = (host.prompt_tokens, host.prompt_mask, host.completions, host.completion_mask)
     rewards = {f"reward_{name}": score(*arrays) for name, score in panel.scorers.items()}
     items |= rewards

@@ -21,7 +21,7 @@ _GROUPS = (
   "entropy",
 )
 # Of interest for speed and debugging, not for what a run did; shown nowhere.
-_ASIDE = ("learning_rate", "memory", "tokens_seen", "epoch", "percent")
+_ASIDE = ("learning_rate", "memory", "tokens_seen", "epoch", "percent", "best_of", "kl_bound")
 _NOT_VALUES = ("kind", "stage", "step", "seed")
 
 

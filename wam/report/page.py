@@ -95,6 +95,7 @@ def _render(run: Run, points: Points, folder: Path) -> str:
     reward=reward,
     overoptimisation=story.overoptimisation(points),
     curves=curves,
+    heldout=_heldout_rows(run),
     points=points,
     columns=tables.value_columns(points),
     parts=tables.coefficient_parts(points),
@@ -111,6 +112,18 @@ def _render(run: Run, points: Points, folder: Path) -> str:
 def _splits(points: Points) -> list[str]:
   """The splits that were evaluated, that of the figures first."""
   return list(dict.fromkeys([p.split for p in points.shown] + [p.split for p in points.every]))
+
+
+def _heldout_rows(run: Run) -> list[str]:
+  """What reward models got right on pairs that they were not trained on."""
+  rows = []
+  for record in run.of_kind("heldout"):
+    accuracy, pairs = finite(record.get("accuracy")), finite(record.get("pairs"))
+    if accuracy is not None:
+      among = f" of {pairs:.0f} held-out pairs" if pairs else " of the held-out pairs"
+      name = str(record["stage"]).replace("_", " ")
+      rows.append(f"The {name} prefers the chosen completion in {accuracy:.1%}{among}.")
+  return rows
 
 
 def _stage_rows(run: Run) -> list[dict[str, str]]:

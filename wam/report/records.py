@@ -25,6 +25,7 @@ REQUIRED_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
   "point": {"family": str, "label": str},
   "front": {"family": str, "x": str, "y": str, "hypervolume": (int, float)},
   "task": {"name": str},
+  "heldout": {"stage": str},
   "selection": {"family": str, "label": str, "rule": str, "split": str},
 }
 

@@ -155,9 +155,14 @@ def shardings(
   return trees.map_named(sharding_of, state)
 
 
+def batch_devices(mesh: Mesh) -> int:
+  """How many slices a batch is split into: the size of `data` times that of `fsdp`."""
+  return _size(mesh, BATCH_AXES)
+
+
 def check_batch_size(size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the mesh's `data` and `fsdp` axes divide the batch."""
-  parts = _size(mesh, BATCH_AXES)
+  parts = batch_devices(mesh)
   if size % parts:
     raise ConfigError(f"a batch of {size} cannot be split over {parts} devices (data x fsdp)")
 
