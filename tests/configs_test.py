@@ -30,6 +30,8 @@ def test_docstrings_give_the_command_and_what_to_expect():
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
 def toy_run(request, tmp_path_factory):
   """(config path, workdir) of a run at toy size."""
+  if request.param.stem == "tiny":
+    return request.param, request.getfixturevalue("demo_directory") / "runs/demo"
   if request.param.stem == "stories":
     directory = request.getfixturevalue("data_dir")
     request.getfixturevalue("monkeypatch_module").setenv("WAM_DATA", str(directory))

@@ -24,6 +24,20 @@ def strict_dtypes():
 
 
 @pytest.fixture(scope="session")
+def demo_directory(tmp_path_factory) -> pathlib.Path:
+  """Where `make demo` was run at toy size: configs/ and runs/demo/. Tests that change it work on a copy."""
+  from tests.toys import TINY
+  from wam.cli import main as cli
+
+  directory = tmp_path_factory.mktemp("demo")
+  (directory / "configs").symlink_to(REPOSITORY / "configs")
+  config, workdir = directory / "configs/alignment_tax/tiny.py", directory / "runs/demo"
+  arguments = ["--config", str(config), "--workdir", str(workdir), "--quiet", *TINY]
+  assert cli.main(["run", *arguments]) == 0
+  return directory
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
   """Where the real data sets lie: WAM_DATA, else ../shared/data beside the checkout; skips where neither exists."""
   directory = pathlib.Path(os.environ.get("WAM_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -1,6 +1,5 @@
 """Every command and example of the README is executed, and its tree is the repository's."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -52,17 +51,11 @@ def test_runs_are_those_of_the_shipped_configs():
     assert command in (REPOSITORY / "configs" / path).read_text()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-  """A directory in which `make demo` was run, at toy size."""
-  directory = tmp_path_factory.mktemp("readme")
-  (directory / "configs").symlink_to(REPOSITORY / "configs")
-  before = os.getcwd()
-  os.chdir(directory)
-  config = "configs/alignment_tax/tiny.py"
-  assert cli.main(["run", "--config", config, "--workdir", "runs/demo", "--quiet", *TINY]) == 0
-  yield directory
-  os.chdir(before)
+@pytest.fixture
+def demo(demo_directory, monkeypatch):
+  """The directory in which `make demo` was run, as the current one."""
+  monkeypatch.chdir(demo_directory)
+  return demo_directory
 
 
 VERBS = [c for c in COMMANDS if c.startswith("wam ") and not c.startswith("wam run")]

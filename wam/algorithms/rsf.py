@@ -144,19 +144,7 @@ def run(
         sampling_seconds = time.monotonic() - clock
         run.interrupts.check(f"iteration {i} of {stage}")
         rewards = {n: _score(rollout, s, config, name=n) for n, s in scorers.items()}
-        usable = rollout.finished | (not config.require_eos)
-        kept = best_of_n.select(
-          rewards["reward"],
-          usable.reshape(rewards["reward"].shape),
-          rule=config.rule,
-          fraction=config.fraction,
-        )
-        if not len(kept.rows):
-          raise BadData(
-            f"{stage}: iteration {i} kept nothing: {kept.unfinished} of {usable.size} completions do not end within"
-            f" {config.sampling['max_new_tokens']} tokens, and {kept.ties} prompts have equal rewards. Raise"
-            " sampling.max_new_tokens, or set require_eos=False for a model that does not end its texts"
-          )
+        kept = _select(rollout, rewards["reward"], config, f"{stage}: iteration {i}")
         record = _measure(rollout, rewards, kept) | trainer.fine_tune(rollout, kept.rows)
         if on_iteration is not None:
           record |= dict(on_iteration(i, trainer.state.params) or {})
@@ -302,6 +290,27 @@ def _score(rollout: Rollout, scorer: RolloutScorer, config: Settings, *, name: s
   return check_rewards(rewards, len(rollout.finished), name=name).reshape(
     -1, config.samples_per_prompt
   )
+
+
+def _select(
+  rollout: Rollout, rewards: np.ndarray, config: Settings, where: str
+) -> best_of_n.Selection:
+  """What is kept; rewards [P, n].
+
+  Raises:
+    BadData: if that is nothing.
+  """
+  usable = rollout.finished | (not config.require_eos)
+  kept = best_of_n.select(
+    rewards, usable.reshape(rewards.shape), rule=config.rule, fraction=config.fraction
+  )
+  if not len(kept.rows):
+    raise BadData(
+      f"{where} kept nothing: {kept.unfinished} of {usable.size} completions do not end within"
+      f" {config.sampling['max_new_tokens']} tokens, and {kept.ties} prompts have equal rewards. Raise"
+      " sampling.max_new_tokens, or set require_eos=False for a model that does not end its texts"
+    )
+  return kept
 
 
 def _batches(

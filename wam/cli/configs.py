@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import pathlib
 import re
 import warnings
@@ -59,7 +60,7 @@ def _path(arguments: Sequence[str], verb: str) -> str:
   """The file that the arguments name, which must exist."""
   given = [
     value if separator else following
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+    for argument, following in itertools.pairwise([*arguments, ""])
     for name, separator, value in [argument.partition("=")]
     if name.lstrip("-") == "config"
   ]

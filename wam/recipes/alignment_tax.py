@@ -82,6 +82,7 @@ def alignment_tax(
   sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
   data = problems.make(problem)
   policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
+  models = candidates(params=policy.params, num_iterations=rsf["num_iterations"], **averaging)
   devices = sharding.make_mesh(mesh)
   open_workdir(workdir, config=config, command=command)
   with sections.call(
@@ -120,7 +121,6 @@ def alignment_tax(
       for split in problems.SPLITS[1:]
     ]
     points.describe(panels[-1], current)
-    models = candidates(params=tuned, num_iterations=rsf["num_iterations"], **averaging)
 
     def make(model: Candidate) -> Params:
       return weights(model, reference, tuned, current)

@@ -16,7 +16,8 @@ import numpy as np
 
 from wam import pretrained
 from wam.algorithms import reward_model as reward_models
-from wam.algorithms import rsf, sft
+from wam.algorithms import rsf as rsf_algorithm
+from wam.algorithms import sft
 from wam.core import rng, sections
 from wam.core.errors import BadData, ConfigError
 from wam.core.types import Params
@@ -78,6 +79,9 @@ def check(
       also=[optimizers.make_schedule],
     )
   sections.check(sampling_settings, sampling, "sampling")
+  # Values, where they can be seen before anything is trained: the schedule must fit the steps.
+  _, settings = sampling_settings(**sampling)
+  rsf_algorithm.Settings(sampling=settings, **rsf).make_optimizer()
 
 
 def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]) -> Policy:
@@ -294,7 +298,7 @@ def rejection_sampling(
   prompt_length, settings = sampling_settings(**sampling)
   rows = encoding.prompt_rows(policy.tokenizer, data.prompts["train"], length=prompt_length).arrays
   judges = {name: scorer for name, scorer in scorers_by_name.items() if name != "proxy"}
-  return rsf.run(
+  return rsf_algorithm.run(
     policy.model,
     reference,
     (rows["tokens"], rows["mask"]),
@@ -378,5 +382,9 @@ _TRAINED: dict[str, Any] = {
   "pretrain": (_supervised, [sft.run], []),
   "sft": (_supervised, [sft.run], []),
   "reward_model": (_reward_model, [reward_models.run], []),
-  "rsf": (rsf.run, [rsf.Settings], ["sampling", "other_scorers", "on_iteration"]),
+  "rsf": (
+    rsf_algorithm.run,
+    [rsf_algorithm.Settings],
+    ["sampling", "other_scorers", "on_iteration"],
+  ),
 }
