@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/wam run --config configs/alignment_tax/tiny.py --workdir runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not parity and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not parity and not browser"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

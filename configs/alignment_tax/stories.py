@@ -1,6 +1,15 @@
 r"""The reward-tax front of a real pre-trained model (Lin et al. 2024, arXiv 2309.06256), on files.
 
 wam run --config configs/alignment_tax/stories.py --workdir runs/stories
+
+The model is a Llama of 260 K parameters that tells children's stories; the reward is the polarity of its
+continuations, by a reward model trained on labelled sentences; the tax is measured on TinyStories, WikiText-2 and
+LAMBADA. The control reward comes from a second reward model, trained on other sentences.
+
+2-core x86 CPU: 21 min while other work ran on the machine. One run (seed 0, bars over 3 sampling seeds): held-out
+accuracy 78 % (proxy) and 74 % (control); RLHF takes the control reward from -0.05 to 2.17 and TinyStories from 1.44
+to 3.22, WikiText-2 from 5.02 to 7.30 nats per token; α = 0.5 has 1.62, 1.82 and 5.88. LAMBADA is at the floor (1 word
+of 400). Hypervolume against TinyStories: averaging 3.11 (2.95 to 3.31), early stopping 2.50 (2.34 to 2.70).
 """
 
 import os
@@ -99,6 +108,11 @@ def get_config():
   config.averaging.num_parts = 3
   config.averaging.part_alphas = (0.0, 0.25, 0.5, 0.75)
 
-  config.evaluation = {"num_seeds": 3, "max_length": 256}
+  # Not LAMBADA: the model knows 1 word of 400, and shares of that are noise.
+  config.evaluation = {
+    "num_seeds": 3,
+    "max_length": 256,
+    "mean_of": ("tinystories", "wikitext"),
+  }
   config.checkpoints = {"save_every_seconds": 60.0}
   return config

@@ -18,8 +18,15 @@ def _point(family, label, gold, f1, nats, *, split="test", seed=0, proxy=None):
 
 
 TASKS = [
-  {"kind": "task", "stage": "evaluation", "step": 0, "name": "qa", "metric": "f1"},
-  {"kind": "task", "stage": "evaluation", "step": 1, "name": "text", "metric": "nats_per_token"},
+  {"kind": "task", "stage": "evaluation", "step": 0, "name": "qa", "metric": "f1", "in_mean": True},
+  {
+    "kind": "task",
+    "stage": "evaluation",
+    "step": 1,
+    "name": "text",
+    "metric": "nats_per_token",
+    "in_mean": True,
+  },
 ]
 # (family, label, gold, f1, nats per token)
 POINTS = [
@@ -64,6 +71,15 @@ def test_hypervolumes_by_hand(run):
   for record in found.values():
     assert record["low"] == pytest.approx(record["hypervolume"]) == record["high"]
     assert record["x"] == "reward_gold" and record["level"] == 0.95
+
+
+def test_a_skill_can_be_left_out_of_the_mean(run):
+  run.records.drop(lambda record: record["kind"] == "task")
+  for task in TASKS:
+    run.records.append(**task | {"in_mean": task["name"] == "qa"})
+  fronts.write(run, families=("model averaging",), anchor="init")
+  (record,) = (r for r in _of_kind(run, "front") if r["y"] == "mean")
+  assert record["hypervolume"] == pytest.approx(0.75 * (0.6 - 0.2) / 0.8)
 
 
 def test_writing_twice_replaces(run):

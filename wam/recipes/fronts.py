@@ -29,6 +29,7 @@ class Table(NamedTuple):
     rewards: [P, S, N], of S sampling seeds and N prompts.
     skills: by name, the statistics of items [P, 1, N, K].
     metrics: by skill.
+    in_mean: by skill, whether it counts in the mean.
     reward: the name of the reward.
   """
 
@@ -37,6 +38,7 @@ class Table(NamedTuple):
   rewards: np.ndarray
   skills: dict[str, np.ndarray]
   metrics: dict[str, str]
+  in_mean: list[bool]
   reward: str
 
 
@@ -135,7 +137,8 @@ def collect(every: Sequence[Mapping[str, Any]], *, split: str, rewards: Sequence
       groups.setdefault((record["family"], record["label"]), []).append(record)
   measured = next(iter(groups.values()))[0]["items"]
   reward = next(name for name in rewards if name in measured)
-  tasks = {r["name"]: r["metric"] for r in every if r["kind"] == "task"}
+  described = [r for r in every if r["kind"] == "task"]
+  tasks = {r["name"]: r["metric"] for r in described}
   return Table(
     families=[family for family, _ in groups],
     labels=[label for _, label in groups],
@@ -144,6 +147,7 @@ def collect(every: Sequence[Mapping[str, Any]], *, split: str, rewards: Sequence
       name: np.array([[seeds[0]["items"][name]] for seeds in groups.values()]) for name in tasks
     },
     metrics=tasks,
+    in_mean=[r["in_mean"] for r in described],
     reward=reward,
   )
 
@@ -165,11 +169,13 @@ def coordinates(
     seed=seed,
   )
   loss = [table.metrics[name] in metrics.LOSSES for name in table.skills]
+  counted = [i for i, counts in enumerate(table.in_mean) if counts]
   row = table.families.index(anchor)
 
   def complete(values: np.ndarray) -> np.ndarray:
     scores = values[..., 1:]
-    mean = metrics.retained(scores, scores[..., row : row + 1, :], loss)
+    kept = scores[..., counted]
+    mean = metrics.retained(kept, kept[..., row : row + 1, :], [loss[i] for i in counted])
     upward = np.where(loss, -scores, scores)
     return np.concatenate([values[..., :1], upward, mean[..., None]], axis=-1)
 

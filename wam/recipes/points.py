@@ -15,6 +15,7 @@ import numpy as np
 
 from wam.checkpoints import records
 from wam.core import rng
+from wam.core.errors import unknown_name
 from wam.core.types import Params
 from wam.data import encoding
 from wam.evaluation import metrics, tasks
@@ -66,6 +67,7 @@ class Panel:
   scorers: Mapping[str, RolloutScorer]
   skills: Sequence[tasks.Prepared]
   before: Sequence[tasks.TaskScore]  # of the reference
+  in_mean: Sequence[bool]  # whether each skill counts in the mean
   prompts: tuple[
     jax.Array, jax.Array
   ]  # tokens, mask: [P, T], filled up to a multiple of the devices
@@ -87,21 +89,21 @@ def make_panel(
   num_prompts: int | None = None,
   batch_size: int = 128,
   max_length: int = 1024,
+  mean_of: Sequence[str] | None = None,
 ) -> Panel:
   """Tokenises prompts and tasks.
 
   Args:
-    policy: model and tokenizer.
-    reference: θ_0, which the KL is measured to.
-    data: prompts and tasks.
-    split: "validation" or "test".
-    scorers: rewards by name.
-    run: the open workdir.
-    sampling: the section "sampling"; completions are drawn with it.
-    num_seeds: sampling seeds on the test split; the validation split, which only selects, has one.
-    num_prompts: at most so many prompts; default all.
-    batch_size: rows of the tasks at a time.
-    max_length: tokens of a task's prompt; longer ones keep their right end.
+    policy: model and tokenizer. reference: θ_0, which the KL is measured to. data: prompts and tasks. split:
+    "validation" or "test". scorers: rewards by name. run: the open workdir. sampling: the section "sampling";
+    completions are drawn with it. num_seeds: sampling seeds on the test split; the validation split, which only
+    selects, has one. num_prompts: at most so many prompts; default all. batch_size: rows of the tasks at a time.
+    max_length: tokens of a task's prompt; longer ones keep their right end. mean_of: the skills that the mean is
+    over; default all. Leave out one that the model does not have: a share of a score
+      near zero is noise.
+
+  Raises:
+    UnknownName: if `mean_of` names a task that does not exist.
   """
   prompt_length, settings = sampling_settings(**sampling)
   prepared = [
@@ -111,6 +113,10 @@ def make_panel(
   rows = encoding.prompt_rows(
     policy.tokenizer, data.prompts[split][:num_prompts], length=prompt_length
   ).arrays
+  names = [task.name for task in data.tasks[split]]
+  for name in mean_of or ():
+    if name not in names:
+      raise unknown_name("task in evaluation.mean_of", name, names)
   count = len(rows["tokens"])
   devices = sharding.batch_devices(run.mesh)
   filled = np.concatenate([np.arange(count), np.zeros(-count % devices, np.int64)])
@@ -121,6 +127,7 @@ def make_panel(
     scorers=scorers,
     skills=prepared,
     before=[task.evaluate(policy.model, reference) for task in prepared],
+    in_mean=[mean_of is None or name in mean_of for name in names],
     prompts=sharding.put_whole_batch((rows["tokens"][filled], rows["mask"][filled]), run.mesh),
     num_prompts=count,
     settings=settings | policy.ends,
@@ -181,6 +188,7 @@ def describe(panel: Panel, run: Run) -> None:
       "metric": score.metric,
       "higher_is_better": score.metric not in metrics.LOSSES,
       "items": len(score.per_item),
+      "in_mean": panel.in_mean[step],
     }
     run.log(fields, kind="task", stage=STAGE, step=step)
 
@@ -206,10 +214,11 @@ def _measure(panel: Panel, params: Params) -> list[dict[str, Any]]:
   policy = panel.policy
   scores = [task.evaluate(policy.model, params) for task in panel.skills]
   items = {score.name: score.statistics for score in scores}
+  counted = [i for i, counts in enumerate(panel.in_mean) if counts]
   retained = metrics.retained(
-    np.array([score.value for score in scores]),
-    np.array([score.value for score in panel.before]),
-    [score.metric in metrics.LOSSES for score in scores],
+    np.array([scores[i].value for i in counted]),
+    np.array([panel.before[i].value for i in counted]),
+    [scores[i].metric in metrics.LOSSES for i in counted],
   )
   fields = []
   for seed, key in enumerate(panel.keys):
