@@ -1,0 +1,168 @@
+"""What a merge is, said once: for arrays in memory, under jit, on a mesh, and for files that are read piece by piece.
+
+A rule is a generator function `rule(group, **parameters)`. It may ask for what has to be known of whole tensors, sums
+(`Sum`) and exact order statistics (`KthLargest`), by yielding a list of requests, as often as it needs; it is sent the
+answers, and returns `apply(block) -> merged entries`. Whoever drives it decides how the tensors are gone through:
+`in_memory` takes whole leaves with jax.numpy, wam/streaming pieces of files with NumPy.
+
+    def halve_outliers(group, *, share):
+      (edge,) = yield [KthLargest(lambda b: abs(b.delta(0)), int(share * group.num_entries))]
+      return lambda b: b.base + b.xp.where(abs(b.delta(0)) >= edge, 0.5, 1.0) * b.delta(0)
+
+Rules use the functions that NumPy and jax.numpy share, found as `block.xp`, and never ask what a value is. No JAX here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wam.core import counters
+from wam.core.errors import ConfigError
+
+Array = Any  # numpy.ndarray or jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """The same entries of one tensor in every network.
+
+  Attributes:
+    xp: numpy or jax.numpy.
+    members: M arrays of one shape, float32 (float64 where the tensors are).
+    base: the weights that the members started from, of that shape; None where there are none.
+    coefficients: M scalars.
+    importances: M arrays of that shape, where the method takes them.
+    bits: (stream) -> uniform uint16 of that shape; the same for an entry however the tensor is cut.
+    whole_rows: whether the last axis holds whole rows, as the rule asked for.
+  """
+
+  xp: Any
+  members: tuple[Array, ...]
+  base: Array | None
+  coefficients: tuple[Any, ...]
+  importances: tuple[Array, ...] = ()
+  bits: Callable[[str], Array] | None = None
+
+  def delta(self, m: int) -> Array:
+    """θ_m - θ_init of these entries."""
+    return self.members[m] - self.base
+
+  def deltas(self) -> list[Array]:
+    """The task vectors of all members; the members themselves where there is no base."""
+    if self.base is None:
+      return list(self.members)
+    return [x - self.base for x in self.members]
+
+  def random_bits(self, stream: str) -> Array:
+    """Uniform integers in [0, 65536), uint16: a mask of density p is `random_bits(stream) < p * 65536`."""
+    if self.bits is None:
+      raise ConfigError("this merge draws at random: it needs a seed")
+    return self.bits(stream)
+
+
+class Sum(NamedTuple):
+  """A request: the sum of function(block) over all entries of the group.
+
+  Attributes:
+    function: Block -> an array or a tuple of arrays, already summed over the entries of the block.
+  """
+
+  function: Callable[[Block], Any]
+
+
+class KthLargest(NamedTuple):
+  """A request: the exact k-th largest of function(block) over all entries of the group.
+
+  Attributes:
+    function: Block -> an array >= 0 with one value an entry.
+    k: from 1 to the number of entries, an integer, possibly traced; outside it is clipped into that range.
+  """
+
+  function: Callable[[Block], Array]
+  k: Any
+
+
+class Group(NamedTuple):
+  """What is known before any entry is read: tensors that make one vector for sums and thresholds, usually one.
+
+  Attributes:
+    xp: numpy or jax.numpy.
+    num_members: M.
+    num_entries: of all tensors of the group together.
+    has_base: whether there is a common start.
+    coefficients: M scalars, or None where the tensors of the group have different ones.
+  """
+
+  xp: Any
+  num_members: int
+  num_entries: int
+  has_base: bool
+  coefficients: tuple[Any, ...] | None
+
+  def shared_coefficients(self) -> tuple[Any, ...]:
+    """The coefficients, for methods that need one set a group.
+
+    Raises:
+      ConfigError: if they differ within the group.
+    """
+    if self.coefficients is None:
+      raise ConfigError(
+        "this method works on groups of tensors as one vector and needs one set of coefficients a"
+        " group; give numbers, or group='leaf'"
+      )
+    return self.coefficients
+
+
+Apply = Callable[[Block], Array]
+Rule = Callable[..., Generator[Sequence[Sum | KthLargest], Any, Apply]]
+# (requests) -> their answers.
+Evaluate = Callable[[Sequence[Sum | KthLargest]], list[Any]]
+
+
+def run(
+  generator: Generator[Sequence[Sum | KthLargest], Any, Apply], evaluate: Evaluate
+) -> Apply:
+  """Drives a rule to its end: answers its requests and returns its `apply`."""
+  try:
+    requests = next(generator)
+    while True:
+      requests = generator.send(evaluate(requests))
+  except StopIteration as stop:
+    return stop.value
+
+
+def weighted_sum(
+  leaves: Sequence[Array], factors: Sequence[Any], base: Array | None = None
+) -> Array:
+  """base + Σ_m c_m (x_m - base), or Σ_m c_m x_m without a base, in the order of the members.
+
+  The one sum on which all averages stand. All arrays and factors are already in the accumulator's dtype.
+  """
+  total = None
+  for x, c in zip(leaves, factors, strict=True):
+    step = c * (x if base is None else x - base)
+    total = step if total is None else total + step
+  assert total is not None
+  return total if base is None else base + total
+
+
+def keep_agreement(block: Block, merged: Array) -> Array:
+  """`merged`, but where all members agree that value itself, which rounding may have missed by a last bit."""
+  first, *others = block.members
+  agree = None
+  for x in others:
+    same = x == first
+    agree = same if agree is None else agree & same
+  return merged if agree is None else block.xp.where(agree, first, merged)
+
+
+def key_words(seed: int, name: str, stream: str) -> tuple[int, int]:
+  """The key of a random stream of one tensor."""
+  return counters.words(seed, f"merge/{stream}/{name}")
+
+
+def float_bits(values: np.ndarray) -> np.ndarray:
+  """Non-negative floats as unsigned integers of the same order."""
+  return values.view(np.uint32 if values.dtype.itemsize == 4 else np.uint64)
