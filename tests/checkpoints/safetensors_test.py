@@ -103,7 +103,14 @@ HEADERS = {
   "dtype of a wrong type": ({"a": entry([1], 0, 4, ["F32"])}, "'a'.*unknown dtype"),
   "negative size": ({"a": entry([-1], 0, 4)}, "'a'.*not a list of sizes"),
   "boolean size": ({"a": entry([True], 0, 4)}, "'a'.*not a list of sizes"),
-  "absurd shape": ({"a": entry([2**62, 2**62], 0, 8)}, "'a'.*takes"),
+  "absurd shape": ({"a": entry([2**62, 2**62], 0, 8)}, "'a'.*no array can have"),
+  "absurd and empty": ({"a": entry([2**62, 2**62, 0], 0, 0)}, "'a'.*no array can have"),
+  "too many axes": ({"a": entry([1] * 65, 0, 4)}, "'a'.*no array can have"),
+  "control character": ({"a\x1b[2J": entry([2], 0, 8)}, r"'a\\x1b\[2J' holds a control"),
+  "half a character": ({"a\ud800": entry([2], 0, 8)}, r"'a\\ud800' holds a control"),
+  "half a character in metadata": ({"__metadata__": {"a": "\ud800"}}, "strings to strings"),
+  "not a number": (b'{"a": NaN}', "NaN is not a number"),
+  "a number of many digits": (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits"),
   "shape against offsets": ({"a": entry([3], 0, 8)}, "'a'.*takes 12 bytes"),
   "backwards": ({"a": entry([1], 4, 0)}, "'a'.*outside"),
   "beyond the file": ({"a": entry([3], 0, 12)}, "'a'.*outside the 8 bytes"),
@@ -224,9 +231,49 @@ def test_index_and_shard_must_list_the_same_tensors(sharded):
     ours.read_directory(sharded)
 
 
-def test_stale_shards_beside_an_index_are_refused(sharded):
+def test_stale_shards_beside_a_new_single_file_are_refused_with_all_files_named(sharded):
+  # An output directory used twice: the shards and the index are of the first model, the single file of the second.
+  shards = sorted(file.name for file in sharded.glob("model-*.safetensors"))
   safetensors.numpy.save_file(ARRAYS, sharded / "model.safetensors")
+  with pytest.raises(BadCheckpoint, match=r"does not name model\.safetensors") as caught:
+    ours.read_directory(sharded)
+  assert len(shards) == 4
+  assert all(name in str(caught.value) for name in [ours.INDEX, ours.SINGLE, *shards])
+
+  (sharded / shards[0]).unlink()
   with pytest.raises(BadCheckpoint, match=r"does not name model\.safetensors"):
+    ours.read_directory(sharded)
+
+  (sharded / ours.INDEX).unlink()
+  with pytest.raises(BadCheckpoint, match="which of them is the model") as caught:
+    ours.read_directory(sharded)
+  assert all(name in str(caught.value) for name in [ours.SINGLE, *shards[1:]])
+
+  for shard in shards[1:]:
+    (sharded / shard).unlink()
+  assert set(ours.read_directory(sharded)) == set(ARRAYS)
+
+
+def test_shards_of_another_number_beside_an_index_are_refused(sharded):
+  stale = "model-00001-of-00009.safetensors"
+  safetensors.numpy.save_file(ARRAYS, sharded / stale)
+  with pytest.raises(BadCheckpoint, match=f"does not name {stale}"):
+    ours.read_directory(sharded)
+
+
+def test_shards_without_an_index_are_named(sharded):
+  (sharded / ours.INDEX).unlink()
+  with pytest.raises(MissingFile, match="found neither, only model-00001-of-00004"):
+    ours.read_directory(sharded)
+
+
+@pytest.mark.parametrize("name", [ours.INDEX, ours.SINGLE])
+def test_a_link_that_leads_nowhere_is_not_overlooked(sharded, name):
+  # What a partly emptied cache of the hub looks like.
+  for file in [sharded / ours.INDEX, *sharded.glob("model-*.safetensors")]:
+    file.unlink()
+  (sharded / name).symlink_to(sharded / "gone")
+  with pytest.raises(MissingFile, match=name):
     ours.read_directory(sharded)
 
 

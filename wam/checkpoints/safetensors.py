@@ -1,249 +1,120 @@
 """Safetensors directories as Hugging Face lays them out: headers first, then one tensor at a time.
 
-Three steps that do not know each other: read and check the headers (`read_header`, `read_directory`: nothing in a file
-is believed before it is checked), get at the data (`open_tensor`, memory-mapped), and write (`plan_shards`,
-`write_tensors`, inside `new_directory`, which leaves nothing half-written). NumPy only. Leaves out what tensors mean.
+Three steps that do not know each other: read and check the headers (`read_directory`, and `read_header` of headers.py:
+nothing in a file is believed before it is checked), get at the data (`open_tensor`, memory-mapped), and write
+(`plan_shards`, `write_tensors`, inside `new_directory`, which leaves nothing half-written). NumPy only. Leaves out what
+tensors mean.
 """
 
 import contextlib
-import dataclasses
 import errno
 import json
-import math
 import os
 import pathlib
+import re
 import shutil
-import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from wam.checkpoints.headers import Header as Header
+from wam.checkpoints.headers import TensorInfo, read_header
+from wam.checkpoints.untrusted import read_json, shown
 from wam.core.errors import BadCheckpoint, ConfigError, MissingFile, WamError
 
-# Name in the header -> NumPy dtype.
-DTYPES: dict[str, np.dtype] = {
-  "BOOL": np.dtype(np.bool_),
-  "U8": np.dtype(np.uint8),
-  "I8": np.dtype(np.int8),
-  "U16": np.dtype(np.uint16),
-  "I16": np.dtype(np.int16),
-  "U32": np.dtype(np.uint32),
-  "I32": np.dtype(np.int32),
-  "U64": np.dtype(np.uint64),
-  "I64": np.dtype(np.int64),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "F32": np.dtype(np.float32),
-  "F64": np.dtype(np.float64),
-  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# The library's own limit; a longer header is an attack or garbage.
-_MAX_HEADER_BYTES = 100_000_000
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-  """Where a tensor lies, from a checked header.
-
-  Attributes:
-    name: of the tensor.
-    dtype: of the stored numbers.
-    shape: of the tensor.
-    path: of the file.
-    start: byte offset from the beginning of the file.
-    num_bytes: how many bytes it takes.
-  """
-
-  name: str
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  path: pathlib.Path
-  start: int
-  num_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-  """The checked header of one file.
-
-  Attributes:
-    tensors: by name, in the order of the data.
-    metadata: the strings under __metadata__.
-  """
-
-  tensors: dict[str, TensorInfo]
-  metadata: dict[str, str]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  keys = [key for key, _ in pairs]
-  if len(set(keys)) < len(keys):
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    raise ValueError(f"the key {twice[0]!r} occurs twice")
-  return dict(pairs)
-
-
-def _parse_json(path: pathlib.Path, text: bytes, what: str) -> dict[str, Any]:
-  """A JSON object without duplicate keys, or BadCheckpoint."""
-  try:
-    data = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-  except (ValueError, RecursionError) as error:
-    raise BadCheckpoint(f"{path}: the {what} is not valid JSON: {error}") from error
-  if not isinstance(data, dict):
-    raise BadCheckpoint(f"{path}: the {what} is a {type(data).__name__}, expected an object")
-  return data
-
-
-def _is_size(value: Any) -> bool:
-  return type(value) is int and value >= 0
-
-
-def _tensor_info(
-  path: pathlib.Path, name: str, entry: Any, *, data_start: int, data_bytes: int
-) -> TensorInfo:
-  """Checks one entry of a header by itself."""
-
-  def bad(problem: str) -> BadCheckpoint:
-    return BadCheckpoint(f"{path}: tensor '{name}': {problem}; the file is damaged")
-
-  if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-    raise bad(f"expected dtype, shape and data_offsets, found {str(entry)[:80]}")
-  dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-  if not isinstance(dtype, str) or dtype not in DTYPES:
-    raise bad(f"unknown dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
-  if not isinstance(shape, list) or not all(_is_size(x) for x in shape):
-    raise bad(f"shape {str(shape)[:80]} is not a list of sizes")
-  if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(x) for x in offsets):
-    raise bad(f"data_offsets {str(offsets)[:80]} are not two positions")
-  begin, end = offsets
-  if begin > end or end > data_bytes:
-    raise bad(
-      f"data_offsets [{begin}, {end}] lie outside the {data_bytes} bytes of data (truncated?)"
-    )
-  expected = math.prod(shape) * DTYPES[dtype].itemsize
-  if end - begin != expected:
-    raise bad(f"shape {shape} of {dtype} takes {expected} bytes, data_offsets span {end - begin}")
-  return TensorInfo(name, DTYPES[dtype], tuple(shape), path, data_start + begin, end - begin)
-
-
-def _check_layout(path: pathlib.Path, tensors: Sequence[TensorInfo], start: int, size: int) -> None:
-  """The tensors, in the order of the data, must cover it without overlap or gap."""
-  position, before = start, "the header"
-  for tensor in tensors:
-    if tensor.start != position:
-      how = "overlaps" if tensor.start < position else "leaves a gap after"
-      raise BadCheckpoint(f"{path}: tensor '{tensor.name}' {how} {before}; the file is damaged")
-    position, before = tensor.start + tensor.num_bytes, f"tensor '{tensor.name}'"
-  if position != size:
-    raise BadCheckpoint(
-      f"{path}: {size - position} bytes after {before} belong to no tensor; the file is damaged"
-    )
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-  """Reads the header of one file and checks all of it; no tensor data is read.
-
-  Raises:
-    MissingFile: if there is no such file.
-    BadCheckpoint: if the file is truncated or malformed; names file and tensor.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise MissingFile(f"{path}: no such file; expected a safetensors file")
-  size = path.stat().st_size
-  with path.open("rb") as file:
-    prefix = file.read(8)
-    if len(prefix) < 8:
-      raise BadCheckpoint(f"{path}: {size} bytes are too few for a safetensors file (truncated?)")
-    (length,) = struct.unpack("<Q", prefix)
-    if length > size - 8 or length > _MAX_HEADER_BYTES:
-      raise BadCheckpoint(
-        f"{path}: the header claims {length} bytes, the file has {size - 8} (truncated, or not"
-        " safetensors; a large file in git may be an LFS pointer that was never fetched)"
-      )
-    text = file.read(length)
-  data = _parse_json(path, text, "header")
-  metadata = data.pop("__metadata__", {})
-  if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-    raise BadCheckpoint(f"{path}: __metadata__ must map strings to strings")
-  start = 8 + length
-  tensors = [
-    _tensor_info(path, name, entry, data_start=start, data_bytes=size - start)
-    for name, entry in data.items()
-  ]
-  tensors.sort(key=lambda tensor: (tensor.start, tensor.num_bytes))
-  _check_layout(path, tensors, start, size)
-  return Header({tensor.name: tensor for tensor in tensors}, metadata)
-
-
-def _weight_map(index: pathlib.Path) -> dict[str, str]:
-  """The checked map from tensor to shard; shards are plain names, so an index cannot reach out of its directory."""
-  data = _parse_json(index, index.read_bytes(), "index")
-  weight_map = data.get("weight_map")
+def _shards(index: pathlib.Path) -> dict[str, set[str]]:
+  """Shard -> names of its tensors, from a checked index. Shards are plain names, so it cannot reach elsewhere."""
+  weight_map = read_json(index, "index").get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise BadCheckpoint(f"{index}: expected a non-empty object weight_map")
+  shards: dict[str, set[str]] = {}
   for name, shard in weight_map.items():
     plain = isinstance(shard, str) and shard == os.path.basename(shard) and "\\" not in shard
-    if not plain or not shard.endswith(".safetensors") or "\0" in shard:
+    if not plain or not shard.endswith(".safetensors") or not shard.isprintable():
       raise BadCheckpoint(
-        f"{index}: tensor '{name}' is said to lie in {shard!r}; expected the name of a"
+        f"{index}: tensor {shown(name)} is said to lie in {shown(shard)}; expected the name of a"
         " .safetensors file in the same directory"
       )
-  return weight_map
+    shards.setdefault(shard, set()).add(name)
+  return shards
 
 
-def _refuse_no_safetensors(directory: pathlib.Path) -> WamError:
-  pickles = sorted(p.name for p in directory.iterdir() if p.suffix in _PICKLES)
+def _refuse_no_safetensors(directory: pathlib.Path, files: Sequence[str]) -> WamError:
+  pickles = [file for file in files if file.endswith(_PICKLES)]
   if pickles:
     return BadCheckpoint(
-      f"{directory}: holds {', '.join(pickles)} but no safetensors; pickles can run any code when"
+      f"{directory}: holds {_listed(pickles)} but no safetensors; pickles can run any code when"
       " they are opened and are refused. Convert it where you trust it: AutoModelForCausalLM"
       ".from_pretrained(OLD).save_pretrained(NEW) of transformers writes safetensors"
     )
-  return MissingFile(f"{directory}: expected {SINGLE} or {INDEX}, found neither")
+  shards = [file for file in files if _SHARD.fullmatch(file)]
+  beside = f", only {_listed(shards)}" if shards else ""
+  return MissingFile(f"{directory}: expected {SINGLE} or {INDEX}, found neither{beside}")
+
+
+def _listed(files: Iterable[str]) -> str:
+  return ", ".join(file if file.isprintable() else shown(file) for file in sorted(files))
 
 
 def read_directory(directory: str | os.PathLike[str]) -> dict[str, TensorInfo]:
   """All tensors of a directory by name, from checked headers only.
 
+  Files may be links, as in the cache of the Hugging Face hub; where they lead is not asked.
+
   Raises:
     MissingFile: if the directory, or a shard that the index names, does not exist.
-    BadCheckpoint: if a header or the index is malformed, index and shards disagree, or there are only pickles.
+    BadCheckpoint: if a header or the index is malformed, index and shards disagree, there are only pickles, or files
+      of two models lie side by side, so that nobody can tell which is meant.
   """
   directory = pathlib.Path(directory)
-  if not directory.is_dir():
+  if not os.path.isdir(directory):
     raise MissingFile(f"{directory}: no such directory; expected one with {SINGLE} or {INDEX}")
-  index, single = directory / INDEX, directory / SINGLE
-  if not index.is_file():
-    if not single.is_file():
-      raise _refuse_no_safetensors(directory)
-    return read_header(single).tensors
-  weight_map = _weight_map(index)
-  shards = sorted(set(weight_map.values()))
-  missing = [shard for shard in shards if not (directory / shard).is_file()]
-  if missing:
-    raise MissingFile(f"{directory}: {INDEX} names shards that do not exist: {', '.join(missing)}")
-  unlisted = {p.name for p in directory.glob("model*.safetensors")} - set(shards)
-  if unlisted:
+  try:
+    files = sorted(os.listdir(directory))
+  except OSError as error:
+    raise BadCheckpoint(f"{directory}: cannot be read: {error.strerror}") from error
+  if INDEX in files:
+    return _read_sharded(directory, files)
+  if SINGLE not in files:
+    raise _refuse_no_safetensors(directory, files)
+  shards = [file for file in files if _SHARD.fullmatch(file)]
+  if shards:
     raise BadCheckpoint(
-      f"{index}: does not name {', '.join(sorted(unlisted))}, which lie beside it; either the"
-      " index is incomplete or these files are left from another model: remove them"
+      f"{directory}: holds {SINGLE} and, without an index, {_listed(shards)}; which of them is the"
+      " model? Remove the files that are left from another one"
     )
+  return read_header(directory / SINGLE).tensors
+
+
+def _read_sharded(directory: pathlib.Path, files: Sequence[str]) -> dict[str, TensorInfo]:
+  index = directory / INDEX
+  shards = _shards(index)
+  ours = {f for f in files if f.startswith("model") and f.endswith(".safetensors")}
+  if ours - shards.keys():
+    raise BadCheckpoint(
+      f"{index}: does not name {_listed(ours - shards.keys())}, which lie beside it; it names"
+      f" {_listed(shards)}. Either the index is incomplete, or files of two models lie side by side:"
+      " remove those that are left from another one"
+    )
+  missing = [shard for shard in shards if not os.path.exists(directory / shard)]
+  if missing:
+    raise MissingFile(f"{directory}: {INDEX} names shards that do not exist: {_listed(missing)}")
   found: dict[str, TensorInfo] = {}
-  for shard in shards:
+  for shard, listed in sorted(shards.items()):
     tensors = read_header(directory / shard).tensors
-    listed = {name for name, file in weight_map.items() if file == shard}
-    problems = [f"lacks '{name}', which the index lists" for name in sorted(listed - set(tensors))]
-    problems += [f"holds '{n}', which the index does not list" for n in set(tensors) - listed]
+    problems = [f"lacks {shown(n)}, which the index lists" for n in listed - tensors.keys()]
+    problems += [
+      f"holds {shown(n)}, which the index does not list" for n in tensors.keys() - listed
+    ]
     if problems:
       raise BadCheckpoint(f"{directory / shard}: " + "; ".join(sorted(problems)))
     found |= tensors
