@@ -1,11 +1,12 @@
 """Rules on trees in memory, with jax.numpy: eager, under jit, on arrays sharded over a mesh.
 
 A stacked leaf [L, ...] counts as L tensors: a rule that works tensor by tensor is mapped over the layers and gives what
-it gives on unstacked ones, random masks included. Leaves out files (wam/streaming) and the rules themselves.
+it gives on unstacked ones, random masks included. One program is compiled for every shape, whatever the leaves are
+called. Leaves out files (wam/streaming) and the rules themselves.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,22 +14,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from wam.core import counters
-from wam.core.errors import ConfigError, check_same_trees
-from wam.core.names import Leaf, describe
+from wam.core.errors import check_same_trees
+from wam.core.names import describe
 from wam.core.parts import Parts
 from wam.core.types import PyTree
-from wam.merging import rules
-from wam.merging.members import Columns, accumulator, columns, is_floating, is_traced, member_coefficients
+from wam.merging import pieces, rules
+from wam.merging.members import (
+  Columns,
+  accumulator,
+  columns,
+  is_floating,
+  is_traced,
+  member_coefficients,
+)
+from wam.merging.pieces import Batch
 from wam.merging.rules import Block, Group, KthLargest, Rule, Sum
-from wam.merging.spherical import partition
 
 
-class _Piece(NamedTuple):
-  """A tensor of a group: a leaf, one layer of a stacked leaf, or a stacked leaf that is mapped over."""
+class _Program(NamedTuple):
+  """All that a compiled program depends on besides shapes. No names: leaves of one shape share it."""
 
-  leaf: str
-  layer: int | None
-  names: tuple[str, ...]  # of the tensor, or of every layer where mapped
+  rule: Rule
+  parameters: tuple[tuple[str, Any], ...]
+  stacked: tuple[bool, ...]  # for every piece
+  mapped: bool
+  has_base: bool
+  shared: bool  # whether the pieces have the same coefficients
+  draws: bool
+  dtypes: tuple[Any, ...]
+  keep: bool
+  rows: bool
+
+
+class _Values(NamedTuple):
+  """The arrays of a piece; stacked ones have a leading layer axis in all but, possibly, the coefficients."""
+
+  leaves: tuple[Any, ...]  # the base first, where there is one
+  importances: tuple[Any, ...]
+  coefficients: Any  # [M] or [M, L]
+  words: Mapping[str, Any]  # by stream: uint32 [2] or [L, 2]
 
 
 def merge_trees(
@@ -73,39 +97,43 @@ def merge_trees(
   table = member_coefficients(coefficients, every, len(members), default=default_coefficient)
   weights = _importance_leaves(importances, every)
   tree = every.rebuild([x[0] for x in every.leaves.values()])
-  result: dict[str, Any] = {n: x[0] for n, x in together.leaves.items() if not is_floating(x[0])}
-  slices: dict[str, dict[int, jax.Array]] = {}
-  leaves = {leaf.name: leaf for leaf in describe(tree)}
-  for pieces in _groups(tree, leaves, group):
-    pieces = [p for p in pieces if is_floating(every.leaves[p.leaf][0])]
-    if not pieces:
-      continue
-    arrays = [
-      _take(p, together.leaves[p.leaf], table[p.leaf], weights.get(p.leaf, ())) for p in pieces
-    ]
-    dtypes = tuple(np.dtype(out_dtype or every.leaves[p.leaf][0].dtype) for p in pieces)
-    merged = _merge_group(
-      rule,
-      [(a[0], a[2]) for a in arrays],
-      [a[1] for a in arrays],
-      {k: v for k, v in parameters.items() if isinstance(v, jax.Array)},
-      static=_hashable({k: v for k, v in parameters.items() if not isinstance(v, jax.Array)}),
-      pieces=tuple(pieces),
-      has_base=init is not None,
-      seed=seed,
-      dtypes=dtypes,
-      keep=keep_agreement,
-      whole_rows=whole_rows,
-      shared=_all_equal([a[1] for a in arrays]),
+  described = {leaf.name: leaf for leaf in describe(tree)}
+  dynamic = {k: v for k, v in parameters.items() if isinstance(v, jax.Array)}
+  static = _hashable({k: v for k, v in parameters.items() if k not in dynamic})
+  cut: dict[str, list[Any]] = {}
+  for batch in pieces.batches(tree, described, group):
+    batch = Batch(
+      tuple(p for p in batch.pieces if is_floating(every.leaves[p.leaf][0])), batch.mapped
     )
-    for piece, value in zip(pieces, merged, strict=True):
-      if piece.layer is None:
-        result[piece.leaf] = value
-      else:
-        slices.setdefault(piece.leaf, {})[piece.layer] = value
-  for name, layers in slices.items():
-    result[name] = jnp.stack([layers[i] for i in range(len(layers))])
-  return every.rebuild([result[name] for name in every.leaves])
+    if not batch.pieces:
+      continue
+    values = [
+      _Values(
+        tuple(pieces.take(p, x) for x in together.leaves[p.leaf]),
+        tuple(pieces.take(p, x) for x in weights.get(p.leaf, ())),
+        pieces.take_coefficients(p, table[p.leaf]),
+        {},
+      )
+      for p in batch.pieces
+    ]
+    program = _Program(
+      rule=rule,
+      parameters=static,
+      stacked=tuple(p.layers is not None for p in batch.pieces),
+      mapped=batch.mapped,
+      has_base=init is not None,
+      shared=_all_equal([v.coefficients for v in values], mapped=batch.mapped),
+      draws=seed is not None,
+      dtypes=tuple(np.dtype(out_dtype or every.leaves[p.leaf][0].dtype) for p in batch.pieces),
+      keep=keep_agreement,
+      rows=whole_rows,
+    )
+    if seed is not None:
+      values = _with_words(program, values, dynamic, batch, seed)
+    for piece, value in zip(batch.pieces, _run(program, values, dynamic), strict=True):
+      cut.setdefault(piece.leaf, []).append((piece, value))
+  merged = {n: pieces.put_together(x) for n, x in cut.items()}
+  return every.rebuild([merged.get(n, x[0]) for n, x in every.leaves.items()])
 
 
 def _importance_leaves(
@@ -120,154 +148,175 @@ def _importance_leaves(
   return {n: tuple(x[i] for x in flat) for i, n in enumerate(every.leaves)}
 
 
-def _groups(
-  tree: PyTree, leaves: Mapping[str, Leaf], group: str | Parts
-) -> list[list[_Piece]]:
-  """The groups of pieces; stacked leaves stay whole where all of a group are mapped over together."""
-
-  def mapped(leaf: Leaf) -> _Piece:
-    length = leaf.num_layers
-    names = tuple(leaf.spelled_out(i) for i in range(length)) if length else (leaf.name,)
-    return _Piece(leaf.name, None, names)
-
-  if group == "leaf":
-    return [[mapped(leaf)] for leaf in leaves.values()]
-  parts = partition(tree, group)
-  if parts.untouched():
-    raise ConfigError(f"every leaf must belong to a group; without one: {', '.join(parts.untouched())}")
-  found: dict[str, list[_Piece]] = {}
-  for name, part in parts.assignment:
-    leaf = leaves[name]
-    if isinstance(part, tuple):
-      for i, p in enumerate(part):
-        found.setdefault(str(p), []).append(_Piece(name, i, (leaf.spelled_out(i),)))
-    else:
-      found.setdefault(str(part), []).append(_Piece(name, None, (name,)))
-  return list(found.values())
-
-
-def _take(
-  piece: _Piece, leaves: tuple[Any, ...], factors: Any, weights: tuple[Any, ...]
-) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:
-  """The arrays, coefficients and importances of a piece."""
-  if piece.layer is None:
-    return leaves, factors, weights
-  own = factors if np.ndim(factors) == 1 else factors[:, piece.layer]
-  i = piece.layer
-  return tuple(x[i] for x in leaves), own, tuple(x[i] for x in weights)
-
-
 def _hashable(parameters: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
   as_tuple = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
   return tuple(sorted(as_tuple.items()))
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "rule",
-    "static",
-    "pieces",
-    "has_base",
-    "seed",
-    "dtypes",
-    "keep",
-    "whole_rows",
-    "shared",
-  ),
-)
-def _merge_group(
-  rule: Rule,
-  arrays: list[tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]],
-  coefficients: list[jax.Array],
-  dynamic: dict[str, jax.Array],
-  *,
-  static: tuple[tuple[str, Any], ...],
-  pieces: tuple[_Piece, ...],
-  has_base: bool,
-  seed: int | None,
-  dtypes: tuple[Any, ...],
-  keep: bool,
-  whole_rows: bool,
-  shared: bool,
-) -> list[jax.Array]:
-  # Otherwise a larger program folds known coefficients into the sum and rounds in another order than this one.
-  coefficients = [jax.lax.optimization_barrier(jnp.asarray(c)) for c in coefficients]
-  parameters = dict(static) | dynamic
-
-  def one(layer: Any, values: Any, factors: Any) -> list[jax.Array]:
-    blocks = [
-      _block(piece, layer, leaves, c, weights, has_base=has_base, seed=seed, rows=whole_rows)
-      for piece, (leaves, weights), c in zip(pieces, values, factors, strict=True)
-    ]
-    num_members = len(blocks[0].members)
-    known = Group(
-      jnp,
-      num_members,
-      sum(b.members[0].size for b in blocks),
-      has_base,
-      blocks[0].coefficients if shared else None,
-    )
-    apply = rules.run(rule(known, **parameters), functools.partial(_evaluate, blocks))
-    merged = [apply(b) for b in blocks]
-    if keep:
-      merged = [rules.keep_agreement(b, x) for b, x in zip(blocks, merged, strict=True)]
-    shapes = [leaves[0].shape for leaves, _ in values]
-    return [x.reshape(s).astype(d) for x, s, d in zip(merged, shapes, dtypes, strict=True)]
-
-  length = len(pieces[0].names)
-  if length == 1 and not (pieces[0].layer is None and _is_stacked(pieces[0])):
-    return one(None, arrays, coefficients)
-  axes = [None if c.ndim == 1 else 1 for c in coefficients]
-  return jax.vmap(one, in_axes=(0, 0, axes))(jnp.arange(length), arrays, coefficients)
-
-
-def _is_stacked(piece: _Piece) -> bool:
-  """Whether the leaf of a piece has a layer axis that is mapped over."""
-  return piece.names != (piece.leaf,)
-
-
-def _all_equal(factors: Sequence[Any]) -> bool:
-  """Whether the tensors of a group are known to have the same coefficients."""
-  if len(factors) == 1:
+def _all_equal(factors: Sequence[Any], *, mapped: bool) -> bool:
+  """Whether the tensors of a vector are known to have the same coefficients."""
+  if len(factors) == 1 and (mapped or np.ndim(factors[0]) == 1):
     return True
-  return not is_traced(list(factors)) and all(np.array_equal(factors[0], c) for c in factors)
+  if is_traced(list(factors)):
+    return False
+  if mapped:
+    return all(np.array_equal(factors[0], c) for c in factors)
+  # [M] or [M, L]: all of it is one set.
+  first = np.asarray(factors[0]).reshape(len(factors[0]), -1)[:, :1]
+  return all((np.asarray(c).reshape(len(first), -1) == first).all() for c in factors)
 
 
-def _block(
-  piece: _Piece,
-  layer: Any,
-  leaves: tuple[jax.Array, ...],
-  factors: jax.Array,
-  weights: tuple[jax.Array, ...],
-  *,
-  has_base: bool,
-  seed: int | None,
-  rows: bool,
-) -> Block:
-  wide = accumulator(leaves[0].dtype)
+def _with_words(
+  program: _Program,
+  values: Sequence[_Values],
+  dynamic: Mapping[str, Any],
+  batch: Batch,
+  seed: int,
+) -> list[_Values]:
+  """The values with the key words of every random stream that the rule asks for."""
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (values, dynamic))
+  leaves, structure = jax.tree.flatten(shapes)
+  streams = _streams(program, structure, tuple(leaves))
+  made = []
+  for piece, value in zip(batch.pieces, values, strict=True):
+    words = {
+      s: np.array([rules.key_words(seed, n, s) for n in piece.names], np.uint32) for s in streams
+    }
+    made.append(
+      value._replace(
+        words=words if piece.layers is not None else {s: w[0] for s, w in words.items()}
+      )
+    )
+  return made
+
+
+@functools.lru_cache(maxsize=1024)
+def _streams(program: _Program, structure: Any, leaves: tuple[Any, ...]) -> tuple[str, ...]:
+  """The random streams that a rule asks for, found by tracing it once."""
+  values, dynamic = jax.tree.unflatten(structure, leaves)
+  asked: dict[str, None] = {}
+
+  class Words(dict[str, Any]):
+    def __missing__(self, stream: str) -> jax.Array:
+      asked[stream] = None
+      return jnp.zeros(2, jnp.uint32)
+
+  def trace(values: list[_Values], dynamic: Mapping[str, Any]) -> list[jax.Array]:
+    return _body(program, values, dynamic, listen=Words())
+
+  jax.eval_shape(trace, values, dynamic)
+  return tuple(asked)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(
+  program: _Program, values: list[_Values], dynamic: Mapping[str, jax.Array]
+) -> list[jax.Array]:
+  return _body(program, values, dynamic)
+
+
+def _body(
+  program: _Program,
+  values: Sequence[_Values],
+  dynamic: Mapping[str, jax.Array],
+  listen: Mapping[str, Any] | None = None,
+) -> list[jax.Array]:
+  """The merged pieces. `listen` takes the place of the key words where these are not known yet."""
+  # Otherwise a larger program folds known coefficients into the sum and rounds in another order than this one.
+  values = [
+    v._replace(coefficients=jax.lax.optimization_barrier(jnp.asarray(v.coefficients)))
+    for v in values
+  ]
+  if not program.mapped:
+    return _vector(program, values, dynamic, program.stacked, listen)
+  one = functools.partial(
+    _vector,
+    program,
+    dynamic=dynamic,
+    stacked=(False,) * len(values),
+    listen=listen,
+  )
+  return jax.vmap(one, in_axes=([_axes(v) for v in values],))(values)
+
+
+def _axes(values: _Values) -> Any:
+  """Where the layer axis of stacked values is."""
+  along = None if values.coefficients.ndim == 1 else 1
+  return _Values(0, 0, along, 0)  # type: ignore[arg-type]
+
+
+def _vector(
+  program: _Program,
+  values: Sequence[_Values],
+  dynamic: Mapping[str, jax.Array],
+  stacked: tuple[bool, ...],
+  listen: Mapping[str, Any] | None,
+) -> list[jax.Array]:
+  """The merged pieces of one vector."""
+
+  def on_block(function: Callable[[Block], Any], v: _Values) -> Any:
+    return function(_block(v, program, listen))
+
+  def on_piece(function: Callable[[Block], Any], v: _Values, layered: bool) -> Any:
+    """function(block): of a stacked piece for every layer, with a leading layer axis."""
+    one = functools.partial(on_block, function)
+    return jax.vmap(one, in_axes=(_axes(v),))(v) if layered else one(v)
+
+  def evaluate(requests: Sequence[Sum | KthLargest]) -> list[Any]:
+    answers: list[Any] = []
+    for request in requests:
+      found = [on_piece(request.function, v, s) for v, s in zip(values, stacked, strict=True)]
+      if isinstance(request, Sum):
+        sums = [
+          jax.tree.map(lambda x: x.sum(0), x) if s else x
+          for x, s in zip(found, stacked, strict=True)
+        ]
+        answers.append(jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums))
+      else:
+        answers.append(kth_largest(found, request.k))
+    return answers
+
+  first = values[0].coefficients.astype(accumulator(values[0].leaves[0].dtype))
+  known = Group(
+    jnp,
+    len(first),
+    sum(v.leaves[0].size for v in values),
+    program.has_base,
+    tuple(first if first.ndim == 1 else first[:, 0]) if program.shared else None,
+  )
+  parameters = dict(program.parameters) | dict(dynamic)
+  apply = rules.run(program.rule(known, **parameters), evaluate)
+
+  def finish(block: Block) -> jax.Array:
+    merged = apply(block)
+    return rules.keep_agreement(block, merged) if program.keep else merged
+
+  merged = [on_piece(finish, v, s) for v, s in zip(values, stacked, strict=True)]
+  shapes = [v.leaves[0].shape for v in values]
+  return [x.reshape(s).astype(d) for x, s, d in zip(merged, shapes, program.dtypes, strict=True)]
+
+
+def _block(values: _Values, program: _Program, listen: Mapping[str, Any] | None) -> Block:
+  """What a rule sees of one tensor."""
+  wide = accumulator(values.leaves[0].dtype)
 
   def see(x: jax.Array) -> jax.Array:
     x = x.astype(wide)
-    return x.reshape(x.shape[0], -1) if rows and x.ndim > 2 else x
+    return x.reshape(x.shape[0], -1) if program.rows and x.ndim > 2 else x
 
-  values = [see(x) for x in leaves]
-  shape = values[0].shape
+  arrays = [see(x) for x in values.leaves]
 
   def bits(stream: str) -> jax.Array:
-    assert seed is not None
-    table = np.array([rules.key_words(seed, n, stream) for n in piece.names], np.uint32)
-    words = table[0] if layer is None else jnp.asarray(table)[layer]
-    row, column = places(shape)
-    return counters.bits16((words[0], words[1]), row, column)
+    words = (values.words if listen is None else listen)[stream]
+    return counters.bits16((words[0], words[1]), *places(arrays[0].shape))
 
   return Block(
     jnp,
-    tuple(values[1:] if has_base else values),
-    values[0] if has_base else None,
-    tuple(c.astype(wide) for c in factors),
-    tuple(see(x) for x in weights),
-    None if seed is None else bits,
+    tuple(arrays[program.has_base :]),
+    arrays[0] if program.has_base else None,
+    tuple(c.astype(wide) for c in values.coefficients),
+    tuple(see(x) for x in values.importances),
+    bits if program.draws else None,
   )
 
 
@@ -284,17 +333,6 @@ def places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   return iota(0), column
 
 
-def _evaluate(blocks: Sequence[Block], requests: Sequence[Sum | KthLargest]) -> list[Any]:
-  answers: list[Any] = []
-  for request in requests:
-    values = [request.function(b) for b in blocks]
-    if isinstance(request, Sum):
-      answers.append(jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *values))
-    else:
-      answers.append(kth_largest(values, request.k))
-  return answers
-
-
 def kth_largest(arrays: Sequence[jax.Array], k: Any) -> jax.Array:
   """The exact k-th largest of non-negative numbers, by bisection on their bits; no sort, one sum a bit on a mesh.
 
@@ -306,14 +344,17 @@ def kth_largest(arrays: Sequence[jax.Array], k: Any) -> jax.Array:
   kind = jnp.uint32 if width == 32 else jnp.uint64
   codes = [jax.lax.bitcast_convert_type(x, kind) for x in arrays]
   total = sum(x.size for x in arrays)
-  wanted = jnp.clip(jnp.asarray(k), 1, total) if not isinstance(k, int) else min(max(k, 1), total)
+  if isinstance(k, int | np.integer):
+    wanted: Any = min(max(int(k), 1), total)
+  else:
+    wanted = jnp.clip(jnp.asarray(k), 1, min(total, jnp.iinfo(jnp.asarray(k).dtype).max))
 
   def enough(code: jax.Array) -> jax.Array:
     # Counts in two limbs: the entries of a whole model do not fit 32 bits.
-    counts = [jnp.sum(x >= code, dtype=jnp.uint32) for x in codes]
-    low = functools.reduce(jnp.add, [c & 0xFFFF for c in counts])
-    high = functools.reduce(jnp.add, [c >> 16 for c in counts]) + (low >> 16)
-    low = low & 0xFFFF
+    counts = [_count(x >= code) for x in codes]
+    low = functools.reduce(jnp.add, [(c & 0xFFFF).sum(dtype=jnp.uint32) for c in counts])
+    high = functools.reduce(jnp.add, [(c >> 16).sum(dtype=jnp.uint32) for c in counts])
+    high, low = high + (low >> 16), low & 0xFFFF
     if isinstance(wanted, int):
       first, second = np.uint32(wanted >> 16), np.uint32(wanted & 0xFFFF)
     else:
@@ -327,3 +368,9 @@ def kth_largest(arrays: Sequence[jax.Array], k: Any) -> jax.Array:
 
   code = jax.lax.fori_loop(0, width - 1, step, jnp.zeros((), kind))
   return jax.lax.bitcast_convert_type(code, arrays[0].dtype)
+
+
+def _count(marks: jax.Array) -> jax.Array:
+  """How many are set: one uint32, or one a layer where they might not fit."""
+  axes = tuple(range(1, marks.ndim)) if marks.size >= 2**32 else None
+  return jnp.sum(marks, axes, dtype=jnp.uint32)
