@@ -1,21 +1,23 @@
-"""The header of a safetensors file: where each tensor lies. Nothing in it is believed before it is checked.
+"""The header of a safetensors file: where each tensor lies. Nothing that is read is believed before it is checked.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes of length, JSON, data). Leaves out directories and data.
 """
 
 import dataclasses
+import json
+import math
 import os
 import pathlib
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from wam.checkpoints.untrusted import MAX_BYTES, open_regular, parse_json, read_exactly, shown
-from wam.core.errors import BadCheckpoint
+from wam.core.errors import BadCheckpoint, ConfigError
 
 # Name in the header -> NumPy dtype.
 DTYPES: dict[str, np.dtype] = {
@@ -35,6 +37,7 @@ DTYPES: dict[str, np.dtype] = {
   "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
   "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
 # What NumPy can hold: axes, and bytes of an array (were its empty axes of size 1).
 _MAX_RANK = 64
 _MAX_TENSOR_BYTES = 2**63 - 1
@@ -177,3 +180,44 @@ def read_header(path: str | os.PathLike[str]) -> Header:
   tensors.sort(key=lambda tensor: (tensor.start, tensor.num_bytes))
   _check_layout(path, tensors, start, size)
   return Header({tensor.name: tensor for tensor in tensors}, metadata)
+
+
+def build_header(
+  tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+  metadata: Mapping[str, str] | None = None,
+) -> tuple[bytes, dict[str, int]]:
+  """The beginning of a file that holds `tensors`, and where each of them lies.
+
+  The data follows in the order given, except that wider numbers come first: there are no gaps in the format, and
+  readers that map a file need every number at a multiple of its width.
+
+  Args:
+    tensors: name -> (dtype, shape).
+    metadata: strings for __metadata__; default {"format": "pt"}, without which transformers refuses a file.
+
+  Returns:
+    The bytes before the data (a multiple of 8), and name -> byte offset from the beginning of the file.
+
+  Raises:
+    ConfigError: if a name or a dtype cannot be stored; names the tensor.
+  """
+  entries: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+  position, starts = 0, {}
+  for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+    if name == "__metadata__":
+      raise ConfigError("a tensor cannot be called '__metadata__' in a safetensors file")
+    if dtype not in _CODES:
+      raise ConfigError(f"tensor '{name}': a safetensors file cannot hold {dtype}")
+    end = position + math.prod(shape) * dtype.itemsize
+    entries[name] = {
+      "dtype": _CODES[dtype],
+      "shape": list(shape),
+      "data_offsets": [position, end],
+    }
+    starts[name], position = position, end
+  text = json.dumps(entries, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  if len(text) > MAX_BYTES:
+    raise ConfigError(f"the names of {len(tensors)} tensors do not fit into one header; use shards")
+  header = struct.pack("<Q", len(text)) + text
+  return header, {name: len(header) + start for name, start in starts.items()}

@@ -156,6 +156,21 @@ def plan_shards(num_bytes: Mapping[str, int], shard_bytes: int) -> dict[str, lis
   return {f"model-{i:05d}-of-{total:05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
+def index_text(plan: Mapping[str, Sequence[str]], num_bytes: Mapping[str, int]) -> str:
+  """The content of the index file for the shards of `plan_shards`; `total_size` is in bytes."""
+  index = {
+    "metadata": {"total_size": sum(num_bytes.values())},
+    "weight_map": {name: file for file, names in plan.items() for name in names},
+  }
+  return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def check_new(directory: pathlib.Path) -> None:
+  """Raises ConfigError if `directory` exists and is not an empty directory."""
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise ConfigError(f"{directory}: exists and is not empty; name a new directory or remove it")
+
+
 @contextlib.contextmanager
 def new_directory(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """A temporary sibling that becomes `directory` when the block ends well, and vanishes when it does not.
@@ -165,8 +180,7 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     WamError: if the disk is full or may not be written to.
   """
   directory = pathlib.Path(directory)
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise ConfigError(f"{directory}: exists and is not empty; name a new directory or remove it")
+  check_new(directory)
   temporary: pathlib.Path | None = None
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -220,8 +234,4 @@ def write_tensors(
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(mode)  # the library creates files that only their owner can read
   if len(plan) > 1:
-    index = {
-      "metadata": {"total_size": sum(num_bytes.values())},
-      "weight_map": {name: file for file, names in plan.items() for name in names},
-    }
-    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (directory / INDEX).write_text(index_text(plan, num_bytes))
