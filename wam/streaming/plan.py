@@ -117,7 +117,7 @@ class Sink(Protocol):
     ...
 
   def write(self, name: str, start: int, values: np.ndarray) -> None:
-    """Writes entries from `start` on (C order) of the output `name`, in its dtype. Called by several threads at once."""
+    """Writes entries of the output `name` from `start` on (C order), in its dtype; called by several threads."""
     ...
 
   def complete(self, name: str) -> None:
