@@ -8,8 +8,6 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 
 class WamError(Exception):
   """Base of all errors that the user can mend."""
@@ -67,12 +65,16 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> UnknownName:
 
 def check_rank(name: str, array: Any, rank: int) -> None:
   """Raises ValueError unless `array` has `rank` axes."""
+  import numpy as np  # not above: the command line sets how it runs before it is loaded
+
   if np.ndim(array) != rank:
     raise ValueError(f"{name}: expected {rank} axes, found shape {np.shape(array)}")
 
 
 def check_same_shape(**arrays: Any) -> None:
   """Raises ValueError, naming each array and its shape, unless all shapes are equal."""
+  import numpy as np
+
   shapes = {name: np.shape(array) for name, array in arrays.items()}
   if len(set(shapes.values())) > 1:
     raise ValueError("shapes differ: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
@@ -89,6 +91,7 @@ def check_same_trees(*trees: Any, names: Sequence[str] | None = None) -> None:
     MismatchedTrees: names every missing, extra or differently shaped leaf of every tree.
   """
   import jax  # not above: the report and the command line raise these errors without loading JAX
+  import numpy as np
 
   labels = names or [f"member {i}" for i in range(len(trees))]
   flat = [
