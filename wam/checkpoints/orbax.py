@@ -1,7 +1,8 @@
 """Checkpoints by Orbax: one tree in a directory, and the numbered checkpoints of a stage.
 
 A checkpoint is written beside its place and renamed there, so that a kill or a full disk leaves the one before intact.
-Leaves out what is in a training checkpoint (training/loop.py) and Hugging Face directories (safetensors.py).
+Leaves out what is in a training checkpoint (training/loop.py), single leaves (orbax_leaves.py) and Hugging Face
+directories (safetensors.py).
 """
 
 import json
@@ -34,13 +35,13 @@ def save(path: pathlib.Path, tree: PyTree, extra: Any = None) -> None:
   path = pathlib.Path(path).absolute()
   # As a JSON text: Orbax would turn tuples and integer keys into something else.
   custom = {"extra": json.dumps(extra)}
-  _write(path, lambda: ocp.save(path, tree, overwrite=True, custom_metadata=custom))
+  attempt_write(path, lambda: ocp.save(path, tree, overwrite=True, custom_metadata=custom))
 
 
 def load_extra(path: pathlib.Path) -> Any:
   """The JSON value that `save` wrote beside the tree at `path`."""
   path = pathlib.Path(path).absolute()
-  return json.loads(_read(path, lambda: ocp.metadata(path).custom_metadata["extra"]))
+  return json.loads(attempt_read(path, lambda: ocp.metadata(path).custom_metadata["extra"]))
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -65,13 +66,13 @@ def load(path: pathlib.Path, like: PyTree | None = None) -> PyTree:
   path = pathlib.Path(path).absolute()
   if not exists(path):
     raise MissingFile(f"no Orbax checkpoint at {path}")
-  saved = _read(path, lambda: ocp.metadata(path).metadata)
+  saved = attempt_read(path, lambda: ocp.metadata(path).metadata)
   if like is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved)
   else:
     check_same_trees(like, saved, names=["what is expected", str(path)])
-  return _read(path, lambda: ocp.load(path, _abstract(like)))
+  return attempt_read(path, lambda: ocp.load(path, _abstract(like)))
 
 
 class Checkpoints:
@@ -119,7 +120,7 @@ class Checkpoints:
       CannotWrite: on a full disk; the checkpoints before are intact.
     """
     custom = {"extra": json.dumps(extra)}
-    _write(
+    attempt_write(
       self.directory / str(step),
       lambda: self._checkpointer.save(
         step, tree, force=True, overwrite=step in self.steps, custom_metadata=custom
@@ -135,13 +136,13 @@ class Checkpoints:
     if step not in self.steps:
       raise MissingFile(f"no checkpoint of step {step} in {self.directory}; found {self.steps}")
     path = self.directory / str(step)
-    return _read(path, lambda: self._checkpointer.load(step, _abstract(like)))
+    return attempt_read(path, lambda: self._checkpointer.load(step, _abstract(like)))
 
   def extra(self, step: int) -> Any:
     """The JSON value that was saved with `step`."""
     path = self.directory / str(step)
     return json.loads(
-      _read(path, lambda: self._checkpointer.metadata(step).custom_metadata)["extra"]
+      attempt_read(path, lambda: self._checkpointer.metadata(step).custom_metadata)["extra"]
     )
 
   def close(self) -> None:
@@ -161,10 +162,11 @@ def _abstract(tree: PyTree) -> PyTree:
   )
 
 
-def _write(path: pathlib.Path, save_it: Callable[[], Any]) -> None:
+def attempt_write(path: pathlib.Path, save_it: Callable[[], T]) -> T:
+  """The value of `save_it`; turns what Orbax raises on a full disk into `CannotWrite`."""
   with writing("a checkpoint", path):
     try:
-      save_it()
+      return save_it()
     except (ValueError, RuntimeError) as error:
       # TensorStore reports a failed write as a ValueError whose text holds the operating system's message.
       if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
@@ -172,7 +174,8 @@ def _write(path: pathlib.Path, save_it: Callable[[], Any]) -> None:
       raise
 
 
-def _read(path: pathlib.Path, load_it: Callable[[], T]) -> T:
+def attempt_read(path: pathlib.Path, load_it: Callable[[], T]) -> T:
+  """The value of `load_it`; turns what Orbax raises of a damaged checkpoint into `BadCheckpoint`."""
   try:
     return load_it()
   except WamError:
@@ -188,4 +191,14 @@ def _read(path: pathlib.Path, load_it: Callable[[], T]) -> T:
     ) from error
 
 
-__all__ = ["CannotWrite", "Checkpoints", "exists", "load", "load_extra", "remove", "save"]
+__all__ = [
+  "CannotWrite",
+  "Checkpoints",
+  "attempt_read",
+  "attempt_write",
+  "exists",
+  "load",
+  "load_extra",
+  "remove",
+  "save",
+]
