@@ -43,6 +43,7 @@ class _Program(NamedTuple):
   draws: bool
   dtypes: tuple[Any, ...]
   keep: bool
+  only: bool
   rows: bool
 
 
@@ -66,6 +67,7 @@ def merge_trees(
   importances: Sequence[PyTree] | None = None,
   default_coefficient: float = 1.0,
   keep_agreement: bool = False,
+  keep_only: bool = False,
   whole_rows: bool = False,
   out_dtype: Any = None,
   **parameters: Any,
@@ -82,6 +84,7 @@ def merge_trees(
     importances: M trees like the members, for the methods that weigh entry by entry.
     default_coefficient: of a member, where none are given.
     keep_agreement: entries in which all members agree keep that value bit for bit.
+    keep_only: all the coefficient on one member returns it bit for bit.
     whole_rows: leaves of rank above 2 are seen as [first axis, rest].
     out_dtype: dtype of the floating-point leaves of the result; default that of the members.
     **parameters: the rule's own.
@@ -126,6 +129,7 @@ def merge_trees(
       draws=seed is not None,
       dtypes=tuple(np.dtype(out_dtype or every.leaves[p.leaf][0].dtype) for p in batch.pieces),
       keep=keep_agreement,
+      only=keep_only,
       rows=whole_rows,
     )
     if seed is not None:
@@ -289,7 +293,9 @@ def _vector(
 
   def finish(block: Block) -> jax.Array:
     merged = apply(block)
-    return rules.keep_agreement(block, merged) if program.keep else merged
+    if program.keep:
+      merged = rules.keep_agreement(block, merged)
+    return rules.keep_only(block, merged) if program.only else merged
 
   merged = [on_piece(finish, v, s) for v, s in zip(values, stacked, strict=True)]
   shapes = [v.leaves[0].shape for v in values]

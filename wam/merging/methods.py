@@ -1,148 +1,17 @@
-"""The table of merge methods: one rule each, what it needs, and what it promises.
+"""Merging by the name of a method, on trees in memory, and the checks of what a method is given.
 
-`METHODS` is what the command line offers, what `merge` runs on trees in memory, what wam/streaming runs on files, and
-what the contract test walks over: a new method is a rule, a row here and a row in the test. Importing the table does
-not import JAX.
+The methods are in table.py. Importing this does not import JAX.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from wam.core.errors import ConfigError, unknown_name
 from wam.core.types import PyTree
-from wam.merging import combinations
-from wam.merging.rules import Rule
+from wam.merging.table import METHODS, Method
 
 if TYPE_CHECKING:
   from collections.abc import Sequence
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """A row of the table.
-
-  Attributes:
-    rule: what is done with the entries of a tensor; see rules.py.
-    paper: where it comes from.
-    init: whether the common start of the members is needed, may be given, or is not used.
-    min_members: fewest members.
-    max_members: most members; None is any number.
-    coefficients: what is taken for a member: "trees" (numbers or trees that broadcast), "numbers", or "none".
-    default_coefficient: of a member, where none are given; None is 1/M.
-    symmetric: whether the order of the members (with their coefficients) does not matter.
-    idempotent: whether equal members return themselves, bit for bit.
-    one_hot: whether coefficient 1 on one member and 0 on the others returns it bit for bit.
-    sums: whether numbers of the result depend on sums over whole tensors, whose last bits depend on their order.
-    draws: whether it draws at random and takes a seed.
-    whole_rows: whether its entries depend on others of their row (the first axis; a tensor of rank 1 is one row).
-    importances: whether it takes one tree of importances a member.
-    defaults: the parameters, with their default values.
-    per_member: parameters of which every member may have its own: a number, or a sequence of M.
-    function: (members, init, coefficients, **parameters) -> Params, where a function on trees does more than the rule
-      alone (traced coefficients with derivatives, groups); None runs the rule by in_memory.merge_trees.
-  """
-
-  rule: Rule
-  paper: str
-  init: Literal["needed", "optional", "unused"] = "unused"
-  min_members: int = 1
-  max_members: int | None = None
-  coefficients: Literal["trees", "numbers", "none"] = "trees"
-  default_coefficient: float | None = None
-  symmetric: bool = True
-  idempotent: bool = True
-  one_hot: bool = True
-  sums: bool = False
-  draws: bool = False
-  whole_rows: bool = False
-  importances: bool = False
-  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  per_member: tuple[str, ...] = ()
-  function: Callable[..., PyTree] | None = None
-
-  @property
-  def needs_init(self) -> bool:
-    """Whether it cannot do without the common start."""
-    return self.init == "needed"
-
-
-# The functions on trees load JAX, which a merge from disk to disk does without.
-
-
-def _linear(members: PyTree, init: None, coefficients: Any, **parameters: Any) -> PyTree:
-  from wam.merging import averages
-
-  return averages.weighted_mean(members, coefficients, **parameters)
-
-
-def _lerp(members: PyTree, init: None, coefficients: Any, **parameters: Any) -> PyTree:
-  from wam.merging import averages
-  from wam.merging.members import columns, is_traced, listed, member_coefficients
-
-  a, b = listed(members)
-  every = columns([a, b])
-  table = member_coefficients(coefficients, every, 2, default=0.5)
-  sums = [c.sum(0) for c in table.values()]
-  if not is_traced(sums) and any(bool((s == 0).any()) for s in sums):
-    raise ConfigError("lerp: the two coefficients sum to zero and cannot be normalised")
-  t = every.rebuild([c[1] / s for c, s in zip(table.values(), sums, strict=True)])
-  return averages.lerp(a, b, t, **parameters)
-
-
-def _liti(members: PyTree, init: PyTree, coefficients: None, **parameters: Any) -> PyTree:
-  from wam.merging import averages
-  from wam.merging.members import listed
-
-  (member,) = listed(members)
-  return averages.liti(init, member, **parameters)
-
-
-def _task_arithmetic(members: PyTree, init: PyTree, coefficients: Any, **parameters: Any) -> PyTree:
-  from wam.merging import task_vectors
-
-  return task_vectors.task_arithmetic(init, members, coefficients, **parameters)
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(
-  {
-    "lerp": Method(
-      combinations.linear,
-      "Frankle et al. 2020, arXiv 1912.05671",
-      min_members=2,
-      max_members=2,
-      defaults={"extrapolate": False},
-      function=_lerp,
-    ),
-    "linear": Method(
-      combinations.linear,
-      "Model soups, arXiv 2203.05482; rewarded soups, arXiv 2306.04488",
-      defaults={"normalize": True, "extrapolate": False},
-      function=_linear,
-    ),
-    "liti": Method(
-      combinations.interpolation,
-      "WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903; WARP, arXiv 2406.16768; AMA, arXiv 2309.06256",
-      init="needed",
-      max_members=1,
-      coefficients="none",
-      idempotent=False,
-      one_hot=False,
-      defaults={"eta": 0.5, "extrapolate": False},
-      function=_liti,
-    ),
-    "task_arithmetic": Method(
-      combinations.task_arithmetic,
-      "Ilharco et al. 2023, arXiv 2212.04089",
-      init="needed",
-      default_coefficient=1.0,
-      idempotent=False,
-      defaults={"scale": 1.0},
-      function=_task_arithmetic,
-    ),
-  }
-)
 
 
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> Method:
@@ -183,6 +52,24 @@ def check_members(
     if most is not None and most != method.min_members:
       wanted = f"{method.min_members} to {most}"
     raise ConfigError(f"{name} merges {wanted} member(s), found {num_members}")
+
+
+def promises(name: str, parameters: Mapping[str, Any]) -> tuple[bool, bool]:
+  """Whether a method is idempotent and one-hot (see `Method`) with these parameters: a scale or a bare sum is not."""
+  method = METHODS[name]
+  scale = parameters.get("scale", 1.0)
+  plain = isinstance(scale, int | float) and scale == 1
+  mean = parameters.get("normalize", True) not in (False, "none")
+  return method.idempotent and plain and mean, method.one_hot and plain
+
+
+def group_of(parameters: Mapping[str, Any], *, has_init: bool) -> Any:
+  """Which tensors make one vector: the parameter `group`, and where that is None "layer" with an init, "leaf" without.
+
+  So WARP's slerp of task vectors has one angle a layer, and mergekit's, of weights, one a tensor.
+  """
+  group = parameters.get("group", "leaf")
+  return ("layer" if has_init else "leaf") if group is None else group
 
 
 def per_member(name: str, values: Mapping[str, Any], num_members: int) -> dict[str, Any]:
@@ -251,6 +138,8 @@ def merge(
     if wanted != (value is not None):
       raise ConfigError(f"{name} {'needs' if wanted else 'does not take'} {what}")
   values = {**method.defaults, **parameters}
+  if "group" in values:
+    values["group"] = group_of(values, has_init=init is not None)
   if method.function is not None:
     return method.function(members, init, coefficients, out_dtype=out_dtype, **values)
   default = method.default_coefficient
@@ -262,7 +151,8 @@ def merge(
     seed=seed,
     importances=importances,
     default_coefficient=1 / len(members) if default is None else default,
-    keep_agreement=method.idempotent,
+    keep_agreement=promises(name, values)[0],
+    keep_only=promises(name, values)[1],
     whole_rows=method.whole_rows,
     out_dtype=out_dtype,
     **per_member(name, values, len(members)),

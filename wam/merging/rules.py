@@ -121,9 +121,7 @@ Rule = Callable[..., Generator[Sequence[Sum | KthLargest], Any, Apply]]
 Evaluate = Callable[[Sequence[Sum | KthLargest]], list[Any]]
 
 
-def run(
-  generator: Generator[Sequence[Sum | KthLargest], Any, Apply], evaluate: Evaluate
-) -> Apply:
+def run(generator: Generator[Sequence[Sum | KthLargest], Any, Apply], evaluate: Evaluate) -> Apply:
   """Drives a rule to its end: answers its requests and returns its `apply`."""
   try:
     requests = next(generator)
@@ -140,12 +138,44 @@ def weighted_sum(
 
   The one sum on which all averages stand. All arrays and factors are already in the accumulator's dtype.
   """
+  total = weighted_steps(leaves, factors, base)
+  if base is not None:
+    total += base
+  return total
+
+
+def weighted_steps(
+  leaves: Sequence[Array], factors: Sequence[Any], base: Array | None = None
+) -> Array:
+  """Σ_m c_m (x_m - base), or Σ_m c_m x_m without a base: a new array."""
   total = None
   for x, c in zip(leaves, factors, strict=True):
-    step = c * (x if base is None else x - base)
-    total = step if total is None else total + step
+    if base is None:
+      step = c * x
+    else:
+      # In place where the arrays are NumPy's: a pass over memory less.
+      step = x - base
+      step *= c
+    if total is None:
+      total = step
+    else:
+      total += step
   assert total is not None
-  return total if base is None else base + total
+  return total
+
+
+def coefficient_sum(coefficients: Sequence[Any]) -> Any:
+  """Σ c_m, to be divided by.
+
+  Raises:
+    ConfigError: if the coefficients are known and cancel: the merge would be blown up without a sign of it.
+  """
+  total = sum(coefficients[1:], coefficients[0])
+  if isinstance(total, float | np.floating) and abs(total) <= 1e-6 * sum(map(abs, coefficients)):
+    raise ConfigError(
+      f"the coefficients {[float(c) for c in coefficients]} sum to zero and cannot be normalised"
+    )
+  return total
 
 
 def keep_agreement(block: Block, merged: Array) -> Array:
@@ -156,6 +186,16 @@ def keep_agreement(block: Block, merged: Array) -> Array:
     same = x == first
     agree = same if agree is None else agree & same
   return merged if agree is None else block.xp.where(agree, first, merged)
+
+
+def keep_only(block: Block, merged: Array) -> Array:
+  """`merged`, but that member itself where one coefficient is 1 and the others 0: the sum may miss a last bit."""
+  for m, x in enumerate(block.members):
+    only = block.coefficients[m] == 1
+    for other in (*block.coefficients[:m], *block.coefficients[m + 1 :]):
+      only = only & (other == 0)
+    merged = block.xp.where(only, x, merged)
+  return merged
 
 
 def key_words(seed: int, name: str, stream: str) -> tuple[int, int]:

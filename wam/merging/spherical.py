@@ -4,7 +4,8 @@ Every result is init + Σ_m c_m δ_m with δ_m = θ_m - θ_init: the merge lies 
 sphere is worked out on their Gram matrix alone, one M x M matrix for every group of leaves. `slerp_blend` and
 `karcher_blend` return those coefficients with the norms and cosines behind them; `apply_blend` makes the weights.
 
-Angles between full weights are useless (their cosine is above 0.999, slerp is lerp there); leaves out that variant.
+Angles between full weights are useless (their cosine is above 0.999, slerp is lerp there); that variant, and other
+means that follow from the Gram matrix, are rules in directions.py. The mathematics of both is in gram.py.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ from wam.core.coefficients import broadcast
 from wam.core.errors import ConfigError, MismatchedTrees, unknown_name
 from wam.core.parts import Parts
 from wam.core.types import PyTree
+from wam.merging import gram as gram_rules
+from wam.merging.gram import REASONS, SPHERICAL
 from wam.merging.members import (
   Columns,
   accumulator,
@@ -35,13 +38,6 @@ GROUPS = {
   "layer": partitions.by_layer,
   "global": partitions.whole,
 }
-
-# Why a group was not merged on the sphere. The fallback is the linear average of the same coefficients.
-SPHERICAL, PARALLEL, ZERO, ANTIPARALLEL = 0, 1, 2, 3
-REASONS = ("spherical", "parallel", "zero", "antiparallel")
-
-# Below this angle slerp and lerp differ by less than float32 can tell: Ω²/8 of the result.
-_SMALL_ANGLE = 1e-3
 
 
 @jax.tree_util.register_dataclass
@@ -158,38 +154,13 @@ def _coefficients(coefficients: Any, num_members: int) -> jax.Array:
   return values / values.sum()
 
 
-def _weights(omega: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """sin((1-t)Ω)/sinΩ and sin(tΩ)/sinΩ."""
-  return jnp.sin((1 - t) * omega) / jnp.sin(omega), jnp.sin(t * omega) / jnp.sin(omega)
-
-
-def _pair(
-  norm_a: jax.Array, norm_b: jax.Array, dot: jax.Array, t: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Slerp's two coefficients and the fallback code, for vectors known by norms and dot product; all arrays [G]."""
-  zero = (norm_a == 0) | (norm_b == 0)
-  lengths = jnp.where(zero, 1.0, norm_a) * jnp.where(zero, 1.0, norm_b)
-  omega = jnp.arccos(jnp.clip(dot / lengths, -1.0, 1.0))
-  reason = jnp.where(omega < _SMALL_ANGLE, PARALLEL, SPHERICAL)
-  reason = jnp.where(omega > np.pi - _SMALL_ANGLE, ANTIPARALLEL, reason)
-  reason = jnp.where(zero, ZERO, reason)
-  straight = reason != SPHERICAL
-  first, second = _weights(jnp.where(straight, 1.0, omega), t)
-  # At the end points the formula is right only up to rounding, and no fallback is needed.
-  end = (t == 0) | (t == 1)
-  keep, step = jnp.where(straight | end, 1 - t, first), jnp.where(straight | end, t, second)
-  return keep, step, jnp.where(end, SPHERICAL, reason)
-
-
-def _measures(products: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Norms [G, M] and cosines [G, M, M] of a Gram matrix."""
-  norms = jnp.sqrt(jnp.diagonal(products, axis1=-2, axis2=-1))
-  lengths = norms[:, :, None] * norms[:, None, :]
-  return norms, jnp.where(lengths > 0, products / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-
-
 def slerp_blend(
-  init: PyTree, members: PyTree, coefficients: Any = None, *, group: str | Parts = "layer"
+  init: PyTree,
+  members: PyTree,
+  coefficients: Any = None,
+  *,
+  group: str | Parts = "layer",
+  dot_threshold: float | None = None,
 ) -> Blend:
   """WARP's iterated slerp (Ramé et al. 2024, eq. 26): the merge of the first m - 1 is slerped towards member m.
 
@@ -204,41 +175,22 @@ def slerp_blend(
     members: M trees, or one tree with a leading member axis.
     coefficients: M non-negative numbers; default equal.
     group: see `partition`.
+    dot_threshold: linear where the cosine is beyond it on either side, in place of the angles above.
   """
   base, every = _aligned(init, members)
   parts = partition(init, group)
   products = _gram(base, every, parts)
   shares = _coefficients(coefficients, products.shape[-1])
-  return Blend(parts, *_slerp_rows(products, shares))
+  return Blend(parts, *_slerp(products, shares, dot_threshold=dot_threshold))
 
 
-@jax.jit
-def _slerp_rows(
-  products: jax.Array, shares: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("dot_threshold",))
+def _slerp(
+  products: jax.Array, shares: jax.Array, *, dot_threshold: float | None
+) -> tuple[jax.Array, ...]:
   """Coefficients, norms, cosines and fallbacks of `slerp_blend` from Gram matrices [G, M, M]."""
-  num_groups, num_members = products.shape[:2]
-  norms, cosines = _measures(products)
-  rows = jnp.zeros((num_groups, num_members), jnp.float32).at[:, 0].set(1.0)
-  fallback = jnp.full((num_groups,), SPHERICAL, jnp.int32)
-  before = shares[0]
-  for m in range(1, num_members):
-    total = before + shares[m]
-    t = jnp.where(total > 0, shares[m] / jnp.where(total > 0, total, 1.0), 0.0)
-    t = jnp.where(before == 0, jnp.where(shares[m] > 0, 1.0, 0.0), t)
-    # Sums of products, not matrix products, which are not float32 on every device.
-    dot = jnp.sum(rows * products[:, m], -1)
-    norm = jnp.sqrt(jnp.maximum(_quadratic(rows, products), 0.0))
-    keep, step, reason = _pair(norm, norms[:, m], dot, jnp.broadcast_to(t, (num_groups,)))
-    rows = (keep[:, None] * rows).at[:, m].set(step)
-    fallback = jnp.maximum(fallback, reason)
-    before = total
-  return rows, norms, cosines, fallback
-
-
-def _quadratic(rows: jax.Array, products: jax.Array) -> jax.Array:
-  """rowᵀ·G·row in every group: [G]."""
-  return jnp.sum(rows[:, :, None] * products * rows[:, None, :], (-2, -1))
+  rows, fallback = gram_rules.slerp_rows(jnp, products, shares, dot_threshold=dot_threshold)
+  return rows, *gram_rules.measures(jnp, products), fallback
 
 
 def karcher_blend(
@@ -265,44 +217,14 @@ def karcher_blend(
   parts = partition(init, group)
   products = _gram(base, every, parts)
   shares = _coefficients(coefficients, products.shape[-1])
-  return Blend(parts, *_karcher_rows(products, shares, num_steps=num_steps))
+  return Blend(parts, *_karcher(products, shares, num_steps=num_steps))
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps",))
-def _karcher_rows(
-  products: jax.Array, shares: jax.Array, *, num_steps: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def _karcher(products: jax.Array, shares: jax.Array, *, num_steps: int) -> tuple[jax.Array, ...]:
   """Coefficients, norms, cosines and fallbacks of `karcher_blend` from Gram matrices [G, M, M]."""
-  num_groups, num_members = products.shape[:2]
-  shares = jnp.broadcast_to(shares, (num_groups, num_members))
-  norms, cosines = _measures(products)
-
-  zero = (norms == 0).any(-1)
-  parallel = (cosines > np.cos(_SMALL_ANGLE)).all((-2, -1))
-  length = jnp.sqrt(jnp.maximum(_quadratic(shares, cosines), 0.0))
-  opposite = (cosines < -np.cos(_SMALL_ANGLE)).any((-2, -1)) | (length < _SMALL_ANGLE)
-  only_one = (shares == 1).any(-1)
-  straight = zero | parallel | opposite | only_one
-
-  def step(_: int, mean: jax.Array) -> jax.Array:
-    cosine = jnp.clip(jnp.sum(cosines * mean[:, None, :], -1), -1.0, 1.0)
-    angle = jnp.arccos(cosine)
-    # θ/sinθ → 1 at θ = 0.
-    pull = shares * jnp.where(angle < _SMALL_ANGLE, 1.0, angle / jnp.sin(jnp.maximum(angle, 1e-6)))
-    tangent = pull - jnp.sum(pull * cosine, -1, keepdims=True) * mean
-    size = jnp.sqrt(jnp.maximum(_quadratic(tangent, cosines), 0.0))[:, None]
-    moved = jnp.cos(size) * mean + jnp.sinc(size / np.pi) * tangent
-    # Rounding would let the mean drift off the sphere.
-    return moved / jnp.sqrt(_quadratic(moved, cosines))[:, None]
-
-  safe = jnp.where(straight, 1.0, length)[:, None]
-  start = jnp.where(straight[:, None], jnp.eye(1, num_members)[0], shares / safe)
-  mean = jax.lax.fori_loop(0, num_steps, step, start)
-  scale = jnp.sum(shares * norms, -1, keepdims=True) / jnp.where(norms > 0, norms, 1.0)
-  rows = jnp.where(straight[:, None], shares, scale * mean)
-  reason = jnp.where(parallel | only_one, PARALLEL, SPHERICAL)
-  reason = jnp.where(zero, ZERO, jnp.where(opposite & ~only_one, ANTIPARALLEL, reason))
-  return rows, norms, cosines, reason.astype(jnp.int32)
+  rows, fallback = gram_rules.karcher_rows(jnp, products, shares, num_steps=num_steps)
+  return rows, *gram_rules.measures(jnp, products), fallback
 
 
 def apply_blend(init: PyTree, members: PyTree, blend: Blend, *, out_dtype: Any = None) -> PyTree:
@@ -377,10 +299,11 @@ def slerp_iterative(
   coefficients: Any = None,
   *,
   group: str | Parts = "layer",
+  dot_threshold: float | None = None,
   out_dtype: Any = None,
 ) -> PyTree:
   """WARP's merge of M members, one after the other; see `slerp_blend`."""
-  blend = slerp_blend(init, members, coefficients, group=group)
+  blend = slerp_blend(init, members, coefficients, group=group, dot_threshold=dot_threshold)
   return apply_blend(init, members, blend, out_dtype=out_dtype)
 
 
@@ -390,8 +313,9 @@ def karcher_mean(
   coefficients: Any = None,
   *,
   group: str | Parts = "layer",
+  num_steps: int = 20,
   out_dtype: Any = None,
 ) -> PyTree:
   """The order-free spherical mean of M members; see `karcher_blend`."""
-  blend = karcher_blend(init, members, coefficients, group=group)
+  blend = karcher_blend(init, members, coefficients, group=group, num_steps=num_steps)
   return apply_blend(init, members, blend, out_dtype=out_dtype)
