@@ -169,26 +169,32 @@ def multislerp(group: Group, *, normalize: bool = True) -> Steps:
   return _combination(gram.multislerp_rows(xp, matrix, shares))
 
 
-def karcher(group: Group, *, num_steps: int = 20) -> Steps:
+def karcher(group: Group, *, num_steps: int = 20, tolerance: float = 0.0) -> Steps:
   """The Karcher mean of the directions, as long as the mean of the norms: no order among the members.
 
   See `gram.karcher_rows`. With a base of the task vectors, as in spherical.py, linear where one is zero. Without one of
   the weights, as in mergekit, whose members all count the same and which leaves zero tensors out of the mean direction.
-  mergekit iterates at most 10 times, to a step of 1e-5, on unit vectors in the dtype of the inputs; in bfloat16 that
-  loses a fifth of the update.
+  mergekit has num_steps = 10 and tolerance = 1e-5, some bits short of float32, and keeps unit vectors in the
+  dtype of the inputs; in bfloat16 that loses a fifth of the update.
 
   Args:
     group: with or without a base.
     num_steps: of the iteration; converges to float32 in about ten.
+    tolerance: a step shorter than this, in radians, ends it.
   """
-  return (
-    yield from _by_gram(
-      group,
-      lambda products, shares: gram.karcher_rows(
-        group.xp, products, shares, num_steps=num_steps, skip_zeros=not group.has_base
-      )[0],
+
+  def coefficients_of(products: Array, shares: Array) -> Array:
+    rows, _ = gram.karcher_rows(
+      group.xp,
+      products,
+      shares,
+      num_steps=num_steps,
+      tolerance=tolerance,
+      skip_zeros=not group.has_base,
     )
-  )
+    return rows
+
+  return (yield from _by_gram(group, coefficients_of))
 
 
 def model_stock(group: Group, *, filter_wise: bool = False, clip: bool = False) -> Steps:

@@ -187,7 +187,13 @@ def multislerp_rows(xp: Any, products: Array, shares: Array) -> Array:
 
 
 def karcher_rows(
-  xp: Any, products: Array, shares: Array, *, num_steps: int, skip_zeros: bool = False
+  xp: Any,
+  products: Array,
+  shares: Array,
+  *,
+  num_steps: int,
+  tolerance: float = 0.0,
+  skip_zeros: bool = False,
 ) -> tuple[Array, Array]:
   """Coefficients of the Karcher mean of the directions, with the mean of the norms.
 
@@ -199,6 +205,7 @@ def karcher_rows(
     products: Gram matrices [..., M, M].
     shares: w, [M], of sum 1.
     num_steps: of the iteration; converges to float32 in about ten.
+    tolerance: a step shorter than this, in radians, is not taken, nor any after it.
     skip_zeros: whether, where one vector is zero, the directions of the others are averaged; else the mean is linear.
 
   Returns:
@@ -226,7 +233,8 @@ def karcher_rows(
     size = _root(xp, quadratic(xp, tangent, cosines))[..., None]
     moved = xp.cos(size) * mean + xp.sinc(size / math.pi) * tangent
     # Rounding would let the mean drift off the sphere.
-    return moved / _nonzero(xp, _root(xp, quadratic(xp, moved, cosines)))[..., None]
+    moved = moved / _nonzero(xp, _root(xp, quadratic(xp, moved, cosines)))[..., None]
+    return xp.where(size < tolerance, mean, moved)
 
   start = weights / xp.where(straight, 1.0, _nonzero(xp, length))[..., None]
   mean = repeat(xp, num_steps, step, start)

@@ -200,6 +200,7 @@ def karcher_blend(
   *,
   group: str | Parts = "layer",
   num_steps: int = 20,
+  tolerance: float = 0.0,
 ) -> Blend:
   """The Karcher mean of the directions of the task vectors, with the mean of their norms: no order among members.
 
@@ -212,18 +213,23 @@ def karcher_blend(
     coefficients: M non-negative numbers; default equal.
     group: see `partition`.
     num_steps: of the fixed-point iteration; converges to float32 in about ten.
+    tolerance: a step shorter than this, in radians, ends it.
   """
   base, every = _aligned(init, members)
   parts = partition(init, group)
   products = _gram(base, every, parts)
   shares = _coefficients(coefficients, products.shape[-1])
-  return Blend(parts, *_karcher(products, shares, num_steps=num_steps))
+  return Blend(parts, *_karcher(products, shares, num_steps=num_steps, tolerance=tolerance))
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps",))
-def _karcher(products: jax.Array, shares: jax.Array, *, num_steps: int) -> tuple[jax.Array, ...]:
+@functools.partial(jax.jit, static_argnames=("num_steps", "tolerance"))
+def _karcher(
+  products: jax.Array, shares: jax.Array, *, num_steps: int, tolerance: float
+) -> tuple[jax.Array, ...]:
   """Coefficients, norms, cosines and fallbacks of `karcher_blend` from Gram matrices [G, M, M]."""
-  rows, fallback = gram_rules.karcher_rows(jnp, products, shares, num_steps=num_steps)
+  rows, fallback = gram_rules.karcher_rows(
+    jnp, products, shares, num_steps=num_steps, tolerance=tolerance
+  )
   return rows, *gram_rules.measures(jnp, products), fallback
 
 
@@ -314,8 +320,11 @@ def karcher_mean(
   *,
   group: str | Parts = "layer",
   num_steps: int = 20,
+  tolerance: float = 0.0,
   out_dtype: Any = None,
 ) -> PyTree:
   """The order-free spherical mean of M members; see `karcher_blend`."""
-  blend = karcher_blend(init, members, coefficients, group=group, num_steps=num_steps)
+  blend = karcher_blend(
+    init, members, coefficients, group=group, num_steps=num_steps, tolerance=tolerance
+  )
   return apply_blend(init, members, blend, out_dtype=out_dtype)
