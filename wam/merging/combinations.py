@@ -3,9 +3,15 @@
 from collections.abc import Generator
 from typing import Any
 
-import numpy as np
-
-from wam.merging.rules import Apply, Block, Group, coefficient_sum, weighted_steps, weighted_sum
+from wam.merging.rules import (
+  Apply,
+  Block,
+  Group,
+  coefficient_sum,
+  is_one,
+  weighted_steps,
+  weighted_sum,
+)
 
 Steps = Generator[Any, Any, Apply]
 
@@ -27,17 +33,11 @@ def linear(group: Group, *, normalize: bool = True, extrapolate: bool = False) -
     total = weighted_sum(block.members, block.coefficients)
     if normalize:
       divisor = coefficient_sum(block.coefficients)
-      # x / 1 = x: a pass that the most common merge need not make.
-      if not _is_one(divisor):
+      if not is_one(divisor):
         total /= divisor
     return total
 
   return apply
-
-
-def _is_one(factor: Any) -> bool:
-  """Whether a factor is known to be 1 (it may be traced)."""
-  return isinstance(factor, int | float | np.floating) and factor == 1
 
 
 def task_arithmetic(group: Group, *, scale: float = 1.0) -> Steps:
@@ -46,7 +46,7 @@ def task_arithmetic(group: Group, *, scale: float = 1.0) -> Steps:
 
   def apply(block: Block) -> Any:
     total = weighted_steps(block.members, block.coefficients, block.base)
-    if not _is_one(scale):
+    if not is_one(scale):
       total *= scale
     total += block.base
     return total
@@ -93,7 +93,7 @@ def extrapolation(group: Group, *, alpha: float = 0.3) -> Steps:
 def passthrough(group: Group, *, scale: float = 1.0) -> Steps:
   """λ θ: one member as it is, or scaled (mergekit's passthrough, with which its recipes stack layers)."""
   yield from ()
-  return lambda block: block.members[0] if _is_one(scale) else scale * block.members[0]
+  return lambda block: block.members[0] if is_one(scale) else scale * block.members[0]
 
 
 def nearswap(group: Group, *, t: float = 1e-4) -> Steps:
@@ -134,9 +134,11 @@ def fisher(group: Group, *, floor: float = 1e-6) -> Steps:
 
   def apply(block: Block) -> Any:
     xp = block.xp
-    weights = [
-      xp.maximum(f, floor) * c for f, c in zip(block.importances, block.coefficients, strict=True)
-    ]
+    weights = []
+    for importance, c in zip(block.importances, block.coefficients, strict=True):
+      weight = xp.maximum(importance, floor)
+      weight *= c
+      weights.append(weight)
     total, divisor = weighted_sum(block.members, weights), sum(weights[1:], weights[0])
     if floor > 0:
       total /= divisor

@@ -9,7 +9,15 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from wam.merging import gram
-from wam.merging.rules import Apply, Block, Group, Sum, coefficient_sum, weighted_sum
+from wam.merging.rules import (
+  Apply,
+  Block,
+  Group,
+  Sum,
+  coefficient_sum,
+  weighted_steps,
+  weighted_sum,
+)
 
 Steps = Generator[Any, Any, Apply]
 Array = Any
@@ -209,18 +217,26 @@ def model_stock(group: Group, *, filter_wise: bool = False, clip: bool = False) 
     filter_wise: whether every row (the weights of one output) has its own t; a tensor of rank 1 is one row.
     clip: whether t is kept in [0, 1]; otherwise it is below 0 where the task vectors oppose each other on the whole.
   """
-  xp, count = group.xp, group.num_members
+  xp = group.xp
 
-  def rows(products: Any) -> Array:
+  def share(products: Any) -> Array:
+    """Of every task vector in the merge: t / N."""
     ratio = gram.stock_ratio(xp, gram.matrix(xp, products))
-    ratio = xp.clip(ratio, 0.0, 1.0) if clip else ratio
-    return xp.stack([ratio / count] * count, -1)
+    return (xp.clip(ratio, 0.0, 1.0) if clip else ratio) / group.num_members
+
+  def apply(block: Block, factor: Array) -> Array:
+    # All count the same: multiplied once, not each.
+    total = weighted_steps(block.members, [1.0] * len(block.members), block.base)
+    total *= factor.astype(total.dtype)
+    total += block.base
+    return total
 
   if filter_wise:
     yield from ()
-    return lambda block: _along_rows(rows(_products_of_rows(block)))(block)
+    return lambda block: apply(block, share(_products_of_rows(block))[..., None])
   (products,) = yield [Sum(_products)]
-  return _combination(rows(products))
+  factor = share(products)
+  return lambda block: apply(block, factor)
 
 
 def geometric_median(group: Group, *, num_steps: int = 64) -> Steps:

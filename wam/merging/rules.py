@@ -155,13 +155,19 @@ def weighted_steps(
     else:
       # In place where the arrays are NumPy's: a pass over memory less.
       step = x - base
-      step *= c
+      if not is_one(c):
+        step *= c
     if total is None:
       total = step
     else:
       total += step
   assert total is not None
   return total
+
+
+def is_one(factor: Any) -> bool:
+  """Whether a factor is known to be 1, so that a pass over memory can be left out (x · 1 = x); it may be traced."""
+  return isinstance(factor, int | float | np.floating) and factor == 1
 
 
 def coefficient_sum(coefficients: Sequence[Any]) -> Any:
