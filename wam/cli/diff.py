@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument("--allow-non-finite", action="store_true", help="go on over NaN and infinity")
   options = parser.parse_args(arguments)
 
-  from wam.cli.progress import bytes_bar, keep_freed_memory
+  from wam.cli.progress import bytes_bars, keep_freed_memory
   from wam.streaming import differences
   from wam.streaming.sources import open_source
 
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     open_source(text, label=label)
     for text, label in zip([options.base, *options.models], labels, strict=True)
   ]
-  with bytes_bar("comparing") as progress:
+  with bytes_bars() as progress:
     found = differences.compare(
       base,
       models,
       threads=options.threads,
       allow_non_finite=options.allow_non_finite,
-      progress=progress,
+      progress=lambda done, total: progress("comparing", done, total),
     )
   views = {"part": found.by_part, "layer": found.by_layer, "tensor": lambda: found.tensors}
   stats = views[options.by]() | {"all": found.total()}

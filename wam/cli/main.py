@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from wam.core.errors import WamError, unknown_name
 
 VERBS = {
+  "merge": "checkpoints into one, from disk to disk",
+  "diff": "what a merge of checkpoints will face: norms, cosines, sign conflicts",
   "run": "train, merge and measure as a config says, and write the report",
   "evaluate": "score models on the tasks of a config",
   "sample": "draw completions from a model",
   "connectivity": "scores along the line between two models, and the barriers",
   "report": "draw the report of a run again",
 }
+# Verbs whose threads each work on arrays of their own.
+_OWN_THREADS = ("merge", "diff")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,6 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     print(__version__)
     return 0
   verb, *rest = arguments
+  if verb in _OWN_THREADS:
+    # Read when NumPy is loaded; its own threads would contend with ours, and sum in another order on other machines.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
   try:
     if verb not in VERBS:
       raise unknown_name("verb", verb, VERBS)

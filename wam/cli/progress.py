@@ -7,30 +7,34 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Below this many seconds a bar is not worth loading what draws it.
 _PATIENCE = 0.7
 
 
 @contextlib.contextmanager
-def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-  """A function to be called with (bytes done, bytes in all), which draws a bar on a terminal once it takes a while."""
+def bytes_bars() -> Iterator[Callable[[str, int, int], None]]:
+  """A function to be called with (what, bytes done, bytes in all); it draws bars on a terminal if that takes long."""
   start = time.monotonic()
   with contextlib.ExitStack() as stack:
-    state: dict[str, object] = {}
+    bar: Any = None
+    tasks: dict[str, Any] = {}
 
-    def show(done: int, total: int) -> None:
+    def show(what: str, done: int, total: int) -> None:
+      nonlocal bar
       if not sys.stderr.isatty() or time.monotonic() - start < _PATIENCE:
         return
-      if "bar" not in state:
-        state["bar"] = stack.enter_context(_bar())
-        state["task"] = state["bar"].add_task(title, total=total)  # type: ignore[attr-defined]
-      state["bar"].update(state["task"], completed=done)  # type: ignore[attr-defined]
+      if bar is None:
+        bar = stack.enter_context(_bar())
+      if what not in tasks:
+        tasks[what] = bar.add_task(what, total=total)
+      bar.update(tasks[what], completed=done)
 
     yield show
 
 
-def _bar() -> "contextlib.AbstractContextManager[object]":
+def _bar() -> Any:
   from rich.console import Console
   from rich.progress import (
     BarColumn,

@@ -35,8 +35,8 @@ def build(
   plan: Plan,
   *,
   outputs_directory: pathlib.Path,
-  input_hashes: Mapping[pathlib.Path, str],
-  output_hashes: Mapping[pathlib.Path, str],
+  input_hashes: Mapping[pathlib.Path, str | None],
+  output_hashes: Mapping[pathlib.Path, str | None],
   report: Any = None,
   options: Mapping[str, Any] | None = None,
   finished: datetime.datetime | None = None,
@@ -48,8 +48,8 @@ def build(
   Args:
     plan: of the merge.
     outputs_directory: where the outputs lie now.
-    input_hashes: SHA-256 of every file of every source, by the paths that the source gives.
-    output_hashes: SHA-256 of every file in `outputs_directory` but the manifest.
+    input_hashes: SHA-256 of every file of every source, by the paths that the source gives; None was not computed.
+    output_hashes: the same of every file in `outputs_directory` but the manifest.
     report: what the engine's `execute` gave; None where nothing was computed.
     options: how the merge was done beside the recipe: rounding and the like.
     finished: when; now by default.
@@ -101,9 +101,13 @@ def write(directory: pathlib.Path, manifest: Mapping[str, Any]) -> pathlib.Path:
     CannotWrite: on a full disk.
   """
   path = directory / FILE_NAME
-  text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
-  write_atomically(path, text + "\n")
+  write_atomically(path, text(manifest))
   return path
+
+
+def text(manifest: Mapping[str, Any]) -> str:
+  """The manifest as it is stored."""
+  return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _versions() -> dict[str, str]:
@@ -116,7 +120,7 @@ def _versions() -> dict[str, str]:
   }
 
 
-def _entry(path: pathlib.Path, digest: str) -> dict[str, Any]:
+def _entry(path: pathlib.Path, digest: str | None) -> dict[str, Any]:
   try:
     return {"bytes": path.stat().st_size, "sha256": digest}
   except OSError as error:
@@ -127,7 +131,7 @@ def _inside(directory: pathlib.Path, path: pathlib.Path) -> str:
   return path.relative_to(directory).as_posix()
 
 
-def _inputs(plan: Plan, hashes: Mapping[pathlib.Path, str]) -> list[dict[str, Any]]:
+def _inputs(plan: Plan, hashes: Mapping[pathlib.Path, str | None]) -> list[dict[str, Any]]:
   return [
     {
       "label": label,
@@ -151,6 +155,7 @@ class VerifyResult:
     num_inputs: files that were read according to the manifest; 0 if not asked for.
     missing_inputs: inputs that are no longer where they were.
     changed_inputs: inputs that are no longer what they were.
+    unhashed: outputs and inputs of the right size whose hash the merge did not write down.
   """
 
   directory: pathlib.Path
@@ -161,11 +166,12 @@ class VerifyResult:
   num_inputs: int = 0
   missing_inputs: tuple[str, ...] = ()
   changed_inputs: tuple[str, ...] = ()
+  unhashed: tuple[str, ...] = ()
 
   @property
   def ok(self) -> bool:
-    """Whether the outputs are exactly what the merge wrote; inputs may have gone or gone on."""
-    return not (self.missing or self.changed or self.extra)
+    """Whether the outputs are exactly what the merge wrote, as far as hashes tell; inputs may have gone or gone on."""
+    return not (self.missing or self.changed or self.extra or self.unhashed)
 
   def lines(self) -> list[str]:
     """What to print: every file that is not as it should be, then one line for outputs and one for inputs."""
@@ -175,12 +181,14 @@ class VerifyResult:
       "not written by the merge": self.extra,
       "input is no longer there": self.missing_inputs,
       "input has changed since the merge": self.changed_inputs,
+      "has the right size, but the merge left hashes out (--no-hashes)": self.unhashed,
     }
     lines = [f"{what}: {shown_path(x)}" for what, files in findings.items() for x in files]
-    bad = len(self.missing) + len(self.changed)
+    outputs = [x for x in self.unhashed if not os.path.isabs(x)]
+    bad = len(self.missing) + len(self.changed) + len(outputs)
     lines.append(f"{self.directory}: {self.num_outputs - bad} of {self.num_outputs} files verified")
     if self.num_inputs:
-      bad = len(self.missing_inputs) + len(self.changed_inputs)
+      bad = len(self.missing_inputs) + len(self.changed_inputs) + len(self.unhashed) - len(outputs)
       lines.append(f"inputs: {self.num_inputs - bad} of {self.num_inputs} files verified")
     return lines
 
@@ -236,7 +244,9 @@ def _is_plain_name(name: str) -> bool:
 
 def _check_entry(path: pathlib.Path, name: str, entry: Any) -> None:
   match entry:
-    case {"bytes": int(size), "sha256": str(digest)} if SHA256.fullmatch(digest):
+    case {"bytes": int(size), "sha256": str() | None as digest} if (
+      digest is None or SHA256.fullmatch(digest)
+    ):
       if type(size) is int and size >= 0:
         return
   raise BadCheckpoint(
@@ -273,6 +283,10 @@ def verify(
   sources = _input_files(manifest) if inputs else {}
   missing, suspects, same_size = _sort_out(outputs, root)
   lost, replaced, unchanged_size = _sort_out(sources, None)
+  unhashed = [os.path.relpath(p, root) for p in same_size if outputs[p]["sha256"] is None]
+  unhashed += [os.path.abspath(p) for p in unchanged_size if sources[p]["sha256"] is None]
+  same_size = [p for p in same_size if outputs[p]["sha256"] is not None]
+  unchanged_size = [p for p in unchanged_size if sources[p]["sha256"] is not None]
   hashes = hash_files(
     dict.fromkeys([*same_size, *unchanged_size]), threads=threads, progress=progress, cache=False
   )
@@ -287,6 +301,7 @@ def verify(
     len(sources),
     tuple(sorted(lost)),
     tuple(sorted(replaced)),
+    tuple(sorted(unhashed)),
   )
 
 
