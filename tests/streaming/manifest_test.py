@@ -249,6 +249,28 @@ def test_a_good_output_verifies(written):
   assert sorted(written.directory.rglob("*")) == before
 
 
+def test_without_hashes_only_sizes_are_compared_and_nothing_is_called_verified(merge):
+  plan = merge.plan()
+  data = manifest.build(
+    plan,
+    outputs_directory=merge.out,
+    input_hashes={path: None for source in plan.sources.values() for path in source.files},
+    output_hashes=dict.fromkeys(merge.files()),
+  )
+  manifest.write(merge.out, data)
+  result = manifest.verify(merge.out)
+  assert not result.ok
+  assert len(result.unhashed) == 7
+  assert result.lines()[-2:] == [
+    f"{merge.out}: 0 of 3 files verified",
+    "inputs: 0 of 4 files verified",
+  ]
+  (merge.out / "config.json").write_text("{ }")
+  result = manifest.verify(merge.out, inputs=False)
+  assert result.changed == ("config.json",)
+  assert result.unhashed == ("model.safetensors", "sub/chunk")
+
+
 def test_verify_reports_its_progress(written):
   calls = []
   manifest.verify(written.out, inputs=False, progress=lambda *numbers: calls.append(numbers))

@@ -4,13 +4,14 @@ A checkpoint from elsewhere may hold a pipe where a file is expected, a terabyte
 when it is parsed, or a name that moves the cursor of a terminal. Leaves out what the content means.
 """
 
+import io
 import json
 import os
 import pathlib
 import re
 import reprlib
 import stat
-from typing import Any, BinaryIO
+from typing import Any
 
 from wam.core.errors import BadCheckpoint, MissingFile
 
@@ -42,7 +43,7 @@ def shown(value: Any) -> str:
   return _short.repr(value)
 
 
-def open_regular(path: str | os.PathLike[str], what: str) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], what: str) -> io.FileIO:
   """Opens a regular file, unbuffered; links are followed. A pipe or a device is refused, not waited for.
 
   Args:
@@ -63,20 +64,22 @@ def open_regular(path: str | os.PathLike[str], what: str) -> BinaryIO:
   if not stat.S_ISREG(os.fstat(descriptor).st_mode):
     os.close(descriptor)
     raise BadCheckpoint(f"{path}: is a directory, a pipe or a device; expected {what}")
-  return open(descriptor, "rb", buffering=0)
+  return io.FileIO(descriptor, "rb")
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-  """The JSON object that a file holds; errors as in `open_regular` and `parse_json`."""
+def read_json(
+  path: str | os.PathLike[str], what: str, *, infinities: bool = False
+) -> dict[str, Any]:
+  """The JSON object that a file holds; arguments and errors as in `open_regular` and `parse_json`."""
   path = pathlib.Path(path)
   with open_regular(path, f"the {what}") as file:
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
       raise BadCheckpoint(f"{path}: the {what} has {size} bytes; at most {MAX_BYTES} are believed")
-    return parse_json(path, read_exactly(path, file, size), what)
+    return parse_json(path, read_exactly(path, file, size), what, infinities=infinities)
 
 
-def read_exactly(path: str | os.PathLike[str], file: BinaryIO, size: int) -> bytes:
+def read_exactly(path: str | os.PathLike[str], file: io.FileIO, size: int) -> bytes:
   """The next `size` bytes.
 
   Raises:
@@ -94,8 +97,17 @@ def read_exactly(path: str | os.PathLike[str], file: BinaryIO, size: int) -> byt
   return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def parse_json(path: str | os.PathLike[str], text: bytes, what: str) -> dict[str, Any]:
-  """A JSON object in UTF-8, without duplicate keys, NaN or Infinity, with keys that can be printed.
+def parse_json(
+  path: str | os.PathLike[str], text: bytes, what: str, *, infinities: bool = False
+) -> dict[str, Any]:
+  """A JSON object in UTF-8, without duplicate keys, with keys that can be printed.
+
+  Args:
+    path: where the text is from, for messages.
+    text: at most `MAX_BYTES`.
+    what: it is, for messages: "header".
+    infinities: whether Infinity and NaN, which JSON does not have, may stand for numbers: transformers writes them into
+      the config.json of some families.
 
   Raises:
     BadCheckpoint: if it is anything else; names the file.
@@ -103,12 +115,21 @@ def parse_json(path: str | os.PathLike[str], text: bytes, what: str) -> dict[str
   if len(text) > MAX_VALUES and sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
     raise BadCheckpoint(f"{path}: the {what} holds more than {MAX_VALUES} values; it is damaged")
   try:
-    data = json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+    data = json.loads(
+      text.decode("utf-8"),
+      object_pairs_hook=_object,
+      parse_constant=float if infinities else _constant,
+    )
   except (ValueError, RecursionError) as error:
     raise BadCheckpoint(f"{path}: the {what} is not valid JSON: {error}") from error
   if not isinstance(data, dict):
     raise BadCheckpoint(f"{path}: the {what} is a {type(data).__name__}, expected an object")
   return data
+
+
+def is_printable(name: str) -> bool:
+  """Whether a name from a file may be printed and written: no control character and no half of one (surrogate)."""
+  return not _HARMFUL.search(name)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,7 +139,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     raise ValueError(f"the key {shown(twice)} occurs twice")
   for key in found:
-    if _HARMFUL.search(key):
+    if not is_printable(key):
       raise ValueError(f"the key {shown(key)} holds a control character or half a character")
   return found
 
