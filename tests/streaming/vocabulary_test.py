@@ -120,8 +120,15 @@ def test_models_without_a_head_lend_their_embedding(tmp_path):
   sources = make(tmp_path, tied=False)
   del sources["a"].tensors[HEAD]
   plan = plan_vocabulary("union", sources, sources["base"], None)
-  check(sources, plan, twin(sources, plan, base=None, name=HEAD), HEAD)
+  expected = twin(sources, plan, base=None, name=HEAD)
+  check(sources, plan, expected, HEAD)
   check(sources, plan, twin(sources, plan, base=None), EMBEDDING)
+  # A head beside a config that says tied is not what the model uses.
+  sources["a"].config["tie_word_embeddings"] = True
+  sources["a"].tensors[HEAD] = small.ArrayReader(HEAD, np.full((5, 6), 9, np.float32))
+  for label in ("base", "b"):
+    reader = plan.reader(sources[label], sources[label].tensors[HEAD])
+    np.testing.assert_allclose(read_all(reader), expected[label], rtol=1e-6, atol=1e-7)
 
 
 def test_copied_rows_keep_their_bits_and_means_are_float32(tmp_path):
@@ -431,9 +438,15 @@ def test_ids_in_configs_follow_the_tokenizer(tmp_path):
 
 def test_configs_with_a_part_for_text(tmp_path):
   sources = make(tmp_path)
-  sources["base"].config = {"model_type": "x", "text_config": {"vocab_size": 4, "eos_token_id": 1}}
+  config = {"model_type": "x", "text_config": {"vocab_size": 4, "eos_token_id": 1, "layers": 2}}
+  sources["base"].config = config
   plan = plan_vocabulary("a", sources, sources["base"], sources["base"])
-  assert plan.config == {"text_config": {"vocab_size": 5, "eos_token_id": 2}}
+  assert (plan.config, plan.text_config) == ({}, {"vocab_size": 5, "eos_token_id": 2})
+  assert plan.patched(config | {"dtype": "float32"}) == {
+    "model_type": "x",
+    "text_config": {"vocab_size": 5, "eos_token_id": 2, "layers": 2},
+    "dtype": "float32",
+  }
   sources["base"].config = None
   assert plan_vocabulary("a", sources, sources["base"], sources["base"]).config == {}
 

@@ -21,7 +21,7 @@ def config_patch(
   size: int,
   old: Mapping[str, int] | None,
   new: Mapping[str, int] | None,
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
   """What changes in the donor's config.json with the vocabulary.
 
   An id is the one that the config of the tokenizer's own model has, where it says; else that of the same token.
@@ -34,24 +34,22 @@ def config_patch(
     new: token -> id of the output; None where not known.
 
   Returns:
-    (keys to replace at the top level, notes); text_config, where it has to change, is replaced as a whole.
+    (values to replace at the top level, values to replace in text_config, notes).
   """
   config, theirs = donor.config or {}, holder.config or {}
   patch, notes = _moved(config, theirs, old, new) if holder is not donor else ({}, [])
   if config.get("vocab_size", size if _NESTED in config else None) != size and config:
     patch["vocab_size"] = size
+  inner: dict[str, Any] = {}
   nested, their_nested = config.get(_NESTED), theirs.get(_NESTED)
   if isinstance(nested, Mapping):
-    inner: dict[str, Any] = {}
     if holder is not donor:
       ids = their_nested if isinstance(their_nested, Mapping) else {}
       inner, inner_notes = _moved(nested, ids, old, new)
       notes += inner_notes
     if nested.get("vocab_size") != size:
       inner["vocab_size"] = size
-    if inner:
-      patch[_NESTED] = {**nested, **inner}
-  return patch, notes
+  return patch, inner, notes
 
 
 def generation_config(

@@ -50,7 +50,8 @@ class Vocabulary:
     sources: the models, by label.
     ids: token -> row; empty where only slow tokenizers exist.
     files: tokenizer and generation files of the output: name -> content, or a file to copy.
-    config: what to replace in config.json, top level.
+    config: values to replace in config.json, at the top level.
+    text_config: values to replace in its text_config.
     notes: one sentence each.
   """
 
@@ -60,7 +61,15 @@ class Vocabulary:
   ids: Mapping[str, int]
   files: Mapping[str, bytes | pathlib.Path]
   config: Mapping[str, Any]
+  text_config: Mapping[str, Any]
   notes: tuple[str, ...]
+
+  def patched(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of the donor's with the size and the ids of this vocabulary."""
+    result = {**config, **self.config}
+    if self.text_config:
+      result["text_config"] = {**result["text_config"], **self.text_config}
+    return result
 
   def reader(self, source: Source, reader: Reader, *, name: str = "") -> Reader:
     """A vocabulary tensor of one source, with the rows of the output.
@@ -150,7 +159,7 @@ def plan_vocabulary(
     files = tokenizer_unions.with_tokens(table.kept, donor_files(holder), new.ids, new.added)
   tokenizer = read_tokenizer(donor)
   old = tokenizer.ids if tokenizer is not None else None
-  config, id_notes = config_patch(donor, holder, size, old, ids)
+  config, text_config, id_notes = config_patch(donor, holder, size, old, ids)
   moved = generation_config(donor, holder, old, ids)
   if moved is not None:
     files[GENERATION_CONFIG] = moved
@@ -165,4 +174,4 @@ def plan_vocabulary(
     for k, (rows, found) in enumerate(zip(table.rows, origins, strict=True))
   ]
   kept = tuple(None if same else found for same, found in zip(unmoved, origins, strict=True))
-  return Vocabulary(size, kept, sources, ids, files, config, notes)
+  return Vocabulary(size, kept, sources, ids, files, config, text_config, notes)

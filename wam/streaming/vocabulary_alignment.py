@@ -118,8 +118,8 @@ def _check_comparable(tokenizers: Sequence[TokenizerFiles]) -> None:
     blanks = {"bytes": "as Ġ", "metaspace": "as ▁", "plain": "not at all"}
     found = ", ".join(f"{blanks[how]} in '{label}'" for how, label in spellings.items())
     raise ConfigError(
-      f"the tokenizers write blanks differently ({found}): the tokens of one are not those of the other, and rows cannot"
-      " be matched. Only models with related tokenizers can be merged"
+      f"the tokenizers write blanks differently ({found}): the tokens of one are not those of the other, and rows"
+      " cannot be matched. Only models with related tokenizers can be merged"
     )
 
 

@@ -77,7 +77,7 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
 
 
 def counterpart(source: Source, name: str, shape: Sequence[int]) -> Reader:
-  """The tensor of a source that plays the part of `name`: the one of that name, else, where tied, its embedding.
+  """The tensor of a source that plays the part of `name`: the one of that name, or, of tied models, the embedding.
 
   Args:
     source: to read from.
@@ -88,7 +88,8 @@ def counterpart(source: Source, name: str, shape: Sequence[int]) -> Reader:
     BadCheckpoint: it has none, or its rows have another shape.
   """
   reader = source.tensors.get(name)
-  if reader is None and not is_embedding(name):
+  matrix = not is_embedding(name) and not name.endswith(".bias")
+  if matrix and (reader is None or _is_tied(source)):
     reader = embedding(source)
   if reader is None or tuple(reader.shape[1:]) != tuple(shape):
     found = "has no such tensor" if reader is None else f"has '{reader.name}' {reader.shape}"
@@ -96,6 +97,14 @@ def counterpart(source: Source, name: str, shape: Sequence[int]) -> Reader:
       f"rows of '{name}', each of shape {tuple(shape)}, are to come from '{source.label}', which {found}"
     )
   return reader
+
+
+def _is_tied(source: Source) -> bool:
+  """Whether the config says so: a copy of the head in the files is then not what the model uses."""
+  config = source.config or {}
+  if "tie_word_embeddings" not in config and isinstance(config.get("text_config"), Mapping):
+    config = config["text_config"]
+  return bool(config.get("tie_word_embeddings"))
 
 
 @dataclasses.dataclass(frozen=True)
