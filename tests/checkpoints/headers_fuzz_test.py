@@ -4,14 +4,10 @@ Never another exception, never a hang, never a file written.
 """
 
 import collections
-import contextlib
 import json
 import os
 import random
-import signal
 import struct
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,57 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import malformed
+from tests.checkpoints.harmless import BOUND, harmless
 from wam.checkpoints import headers
 from wam.checkpoints import safetensors as ours
 from wam.core.errors import BadCheckpoint, MissingFile, WamError
 
 BATCHES, CASES = 8, 2000  # of files: 16,000
 DIRECTORY_BATCHES, DIRECTORY_CASES = 4, 500
-# Seconds a case may take; most take less than a millisecond.
-BOUND = 5.0
-
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_CHANGES = (
-  "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod",
-  "os.utime", "os.system", "os.exec", "os.fork", "subprocess.Popen", "socket.connect",
-)  # fmt: skip
-_watching: list[list[str]] = []
-
-
-def _watch(event, arguments):
-  """Notes what would change the disk, while somebody asks for it. (An audit hook cannot be taken away again.)"""
-  if not _watching:
-    return
-  if event == "open":
-    path, mode, flags = arguments
-    if any(x in (mode or "") for x in "wax+") or flags & _WRITING:
-      _watching[-1].append(f"open {path!r} {mode} {flags}")
-  elif event in _CHANGES:
-    _watching[-1].append(f"{event} {arguments!r}")
-
-
-sys.addaudithook(_watch)
-
-
-@contextlib.contextmanager
-def harmless():
-  """Fails if what is inside changes anything on the disk or takes longer than a case may."""
-
-  def late(number, frame):
-    raise AssertionError(f"still busy after {2 * BOUND} s")
-
-  before = signal.signal(signal.SIGALRM, late)
-  signal.setitimer(signal.ITIMER_REAL, 2 * BOUND)
-  changes, start = [], time.perf_counter()
-  _watching.append(changes)
-  try:
-    yield
-  finally:
-    _watching.pop()
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-  assert not changes
-  assert time.perf_counter() - start < BOUND
 
 
 def check_tensors(tensors, *, whole_files):
@@ -121,7 +73,7 @@ def library_accepts(path):
     return False
 
 
-def test_the_watch_notices_what_is_written_and_what_hangs(tmp_path, monkeypatch):
+def test_the_watch_notices_what_is_written_and_what_hangs(tmp_path):
   for write_something in [
     lambda: (tmp_path / "x").write_text(""),
     lambda: os.close(os.open(tmp_path / "x", os.O_RDWR)),
@@ -131,8 +83,7 @@ def test_the_watch_notices_what_is_written_and_what_hangs(tmp_path, monkeypatch)
     with pytest.raises(AssertionError), harmless():
       write_something()
   os.mkfifo(tmp_path / "pipe")
-  monkeypatch.setattr(sys.modules[__name__], "BOUND", 0.05)
-  with pytest.raises(AssertionError, match="still busy"), harmless():
+  with pytest.raises(AssertionError, match="still busy"), harmless(0.05):
     (tmp_path / "pipe").read_bytes()
 
 
