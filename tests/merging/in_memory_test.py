@@ -241,9 +241,9 @@ def test_nothing_of_the_size_of_a_shard_leaves_its_device(rule, group, axis):
   compiled = jax.jit(merge).lower(init, a, b).compile()
   smallest = min(x.addressable_shards[0].data.size for x in init.values())
   assert smallest == 8
-  # One number for every layer may be summed over the devices: thresholds are found by counting.
+  # For every layer of every leaf and member one number may be summed over the devices: thresholds are counted out.
   assert {name for name, _ in sent(compiled)} <= {"all-reduce"}
-  assert all(size <= 4 * 8 * L for _, size in sent(compiled)), sent(compiled)
+  assert all(size <= 2 * 3 * 8 * L for _, size in sent(compiled)), sent(compiled)
   assert bool(sent(compiled)) == (rule is scaled)
   merged, expected = compiled(init, a, b), merge(*jax.device_get((init, a, b)))
   for name, x in merged.items():
@@ -252,16 +252,3 @@ def test_nothing_of_the_size_of_a_shard_leaves_its_device(rule, group, axis):
       np.testing.assert_array_equal(x, expected[name])
     else:
       np.testing.assert_allclose(x, expected[name], rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("k", [-3, 1, 2, 300, 511, 512, 10_000])
-def test_kth_largest_equals_sorting(k):
-  random = np.random.default_rng(3)
-  values = np.abs(random.normal(size=512)).astype(np.float32)
-  values[:100] = values[100]
-  values[7] = 0
-  expected = np.sort(values)[::-1][min(max(k, 1), 512) - 1]
-  cut = [jnp.asarray(values[:100]), jnp.asarray(values[100:]).reshape(4, 103)]
-  assert in_memory.kth_largest(cut, k) == expected
-  assert in_memory.kth_largest(cut, np.int64(k)) == expected
-  assert jax.jit(in_memory.kth_largest)(cut, k) == expected

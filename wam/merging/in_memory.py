@@ -19,6 +19,7 @@ from wam.core.names import describe
 from wam.core.parts import Parts
 from wam.core.types import PyTree
 from wam.merging import pieces, rules
+from wam.merging.bisection import kth_largest
 from wam.merging.members import (
   Columns,
   accumulator,
@@ -267,18 +268,21 @@ def _vector(
     return jax.vmap(one, in_axes=(_axes(v),))(v) if layered else one(v)
 
   def evaluate(requests: Sequence[Sum | KthLargest]) -> list[Any]:
-    answers: list[Any] = []
-    for request in requests:
+    answers: dict[int, Any] = {}
+    candidates: dict[int, list[jax.Array]] = {}
+    for i, request in enumerate(requests):
       found = [on_piece(request.function, v, s) for v, s in zip(values, stacked, strict=True)]
-      if isinstance(request, Sum):
-        sums = [
-          jax.tree.map(lambda x: x.sum(0), x) if s else x
-          for x, s in zip(found, stacked, strict=True)
-        ]
-        answers.append(jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums))
-      else:
-        answers.append(kth_largest(found, request.k))
-    return answers
+      if isinstance(request, KthLargest):
+        candidates[i] = found
+        continue
+      sums = [
+        jax.tree.map(lambda x: x.sum(0), x) if s else x for x, s in zip(found, stacked, strict=True)
+      ]
+      answers[i] = jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *sums)
+    if candidates:
+      ks = [requests[i].k for i in candidates]  # type: ignore[union-attr]
+      answers |= zip(candidates, kth_largest(list(candidates.values()), ks), strict=True)
+    return [answers[i] for i in range(len(requests))]
 
   first = values[0].coefficients.astype(accumulator(values[0].leaves[0].dtype))
   known = Group(
@@ -337,46 +341,3 @@ def places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     column = column + iota(axis) * np.uint32(stride)
     stride *= shape[axis]
   return iota(0), column
-
-
-def kth_largest(arrays: Sequence[jax.Array], k: Any) -> jax.Array:
-  """The exact k-th largest of non-negative numbers, by bisection on their bits; no sort, one sum a bit on a mesh.
-
-  Args:
-    arrays: of one floating dtype; together they hold the candidates.
-    k: an integer, possibly traced, clipped into [1, number of candidates].
-  """
-  width = 32 if arrays[0].dtype.itemsize == 4 else 64
-  kind = jnp.uint32 if width == 32 else jnp.uint64
-  codes = [jax.lax.bitcast_convert_type(x, kind) for x in arrays]
-  total = sum(x.size for x in arrays)
-  if isinstance(k, int | np.integer):
-    wanted: Any = min(max(int(k), 1), total)
-  else:
-    wanted = jnp.clip(jnp.asarray(k), 1, min(total, jnp.iinfo(jnp.asarray(k).dtype).max))
-
-  def enough(code: jax.Array) -> jax.Array:
-    # Counts in two limbs: the entries of a whole model do not fit 32 bits.
-    counts = [_count(x >= code) for x in codes]
-    low = functools.reduce(jnp.add, [(c & 0xFFFF).sum(dtype=jnp.uint32) for c in counts])
-    high = functools.reduce(jnp.add, [(c >> 16).sum(dtype=jnp.uint32) for c in counts])
-    high, low = high + (low >> 16), low & 0xFFFF
-    if isinstance(wanted, int):
-      first, second = np.uint32(wanted >> 16), np.uint32(wanted & 0xFFFF)
-    else:
-      first, second = (wanted >> 16).astype(jnp.uint32), (wanted & 0xFFFF).astype(jnp.uint32)
-    return (high > first) | ((high == first) & (low >= second))
-
-  def step(i: jax.Array, found: jax.Array) -> jax.Array:
-    # The sign bit is never set.
-    candidate = found | (jnp.ones((), kind) << (width - 2 - i).astype(kind))
-    return jnp.where(enough(candidate), candidate, found)
-
-  code = jax.lax.fori_loop(0, width - 1, step, jnp.zeros((), kind))
-  return jax.lax.bitcast_convert_type(code, arrays[0].dtype)
-
-
-def _count(marks: jax.Array) -> jax.Array:
-  """How many are set: one uint32, or one a layer where they might not fit."""
-  axes = tuple(range(1, marks.ndim)) if marks.size >= 2**32 else None
-  return jnp.sum(marks, axes, dtype=jnp.uint32)
