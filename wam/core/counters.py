@@ -39,7 +39,7 @@ def _mix(x: Any, key: Any) -> Any:
 def bits16(key: tuple[Any, Any], rows: Any, columns: Any) -> Any:
   """Uniform integers in [0, 65536) for the places (row, column) of a tensor.
 
-  A tensor of rank 2 or more has its first axis as rows and the others, in C order, as columns; one of rank 1 is one row.
+  A tensor of rank 2 or more has its first axis as rows and the others, in C order, as columns; one of rank 1 is a row.
 
   Args:
     key: two words; ints or uint32 scalars (possibly traced).
@@ -63,8 +63,16 @@ def bits16_run(key: tuple[int, int], rows: np.ndarray, start: int, stop: int) ->
   first, second = np.uint32(key[0]), np.uint32(key[1])
   row = _mix(rows.astype(np.uint32)[:, None] * _ROW ^ first, second)
   own = _mix(row ^ second, first)
-  pairs = np.arange(start >> 1, (stop + 1) >> 1, dtype=np.uint32)
-  words_ = _mix(pairs[None, :] ^ row, own)
+  pairs = np.arange(start >> 1, (stop + 1) >> 1, dtype=np.uint32)[None, :]
+  # Here `_mix`: its first step splits into one for the rows and one for the pairs, and one array serves all shifts.
+  words_ = (pairs ^ (pairs >> 16)) ^ (row ^ (row >> 16))
+  words_ *= _FIRST
+  words_ ^= own
+  shifted = words_ >> 15
+  words_ ^= shifted
+  words_ *= _SECOND
+  np.right_shift(words_, 16, out=shifted)
+  words_ ^= shifted
   if sys.byteorder == "big":
     words_ = words_.byteswap()
     return words_.view(np.uint16).byteswap()[:, start & 1 :][:, : stop - start]

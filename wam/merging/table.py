@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from wam.core.types import PyTree
-from wam.merging import combinations, directions, fusion, on_trees
+from wam.merging import combinations, consensus, directions, fusion, on_trees
 from wam.merging.rules import Rule
 
 
@@ -64,6 +64,10 @@ class Method:
     return self.init == "needed"
 
 
+# What the methods of consensus.py have in common, with mergekit's defaults.
+_THINNED = {"density": 1.0, "scale": 1.0, "normalize": "none", "rescale": "none"}
+_ELECTED = {"elect": "weighted", "zero_sign": "positive"}
+
 # Two names of one merge: LiTI of WARP, and WiSE-FT.
 _LITI = Method(
   combinations.interpolation,
@@ -90,6 +94,80 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       sums=True,
       whole_rows=True,
       defaults={"quantiles": "lower"},
+    ),
+    "breadcrumbs": Method(
+      consensus.breadcrumbs,
+      "Model breadcrumbs, Davari & Belilovsky 2023, arXiv 2312.06795",
+      init="needed",
+      default_coefficient=1.0,
+      idempotent=False,
+      one_hot=False,
+      defaults=_THINNED | {"gamma": 0.01, "group": "leaf"},
+      per_member=("density", "gamma"),
+    ),
+    "breadcrumbs_ties": Method(
+      consensus.breadcrumbs_ties,
+      "Model breadcrumbs, arXiv 2312.06795, with TIES, arXiv 2306.01708",
+      init="needed",
+      default_coefficient=1.0,
+      idempotent=False,
+      one_hot=False,
+      defaults=_THINNED | _ELECTED | {"gamma": 0.01, "group": "leaf"},
+      per_member=("density", "gamma"),
+    ),
+    "dare_linear": Method(
+      consensus.dare_linear,
+      "DARE, Yu et al. 2023, arXiv 2311.03099",
+      init="needed",
+      default_coefficient=1.0,
+      symmetric=False,
+      idempotent=False,
+      one_hot=False,
+      sums=True,
+      draws=True,
+      defaults=_THINNED | {"rescale": "l1"},
+      per_member=("density",),
+    ),
+    "dare_ties": Method(
+      consensus.dare_ties,
+      "DARE, arXiv 2311.03099, with TIES, arXiv 2306.01708",
+      init="needed",
+      default_coefficient=1.0,
+      symmetric=False,
+      idempotent=False,
+      one_hot=False,
+      sums=True,
+      draws=True,
+      defaults=_THINNED | _ELECTED | {"rescale": "l1"},
+      per_member=("density",),
+    ),
+    "della": Method(
+      consensus.della,
+      "DELLA, Deep et al. 2024, arXiv 2406.11617",
+      init="needed",
+      default_coefficient=1.0,
+      symmetric=False,
+      idempotent=False,
+      one_hot=False,
+      sums=True,
+      draws=True,
+      whole_rows=True,
+      defaults=_THINNED | _ELECTED | {"epsilon": 0.15, "normalize": "weights", "rescale": "l1"},
+      per_member=("density", "epsilon"),
+    ),
+    "della_linear": Method(
+      consensus.della_linear,
+      "DELLA without its election, arXiv 2406.11617",
+      init="needed",
+      default_coefficient=1.0,
+      symmetric=False,
+      idempotent=False,
+      one_hot=False,
+      sums=True,
+      draws=True,
+      whole_rows=True,
+      defaults=_THINNED | {"epsilon": 0.15, "rescale": "l1"},
+      per_member=("density", "epsilon"),
     ),
     "expo": Method(
       combinations.extrapolation,
@@ -120,7 +198,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       init="optional",
       coefficients="numbers",
       sums=True,
-      defaults={"group": None, "num_steps": 20},
+      defaults={"group": None, "num_steps": 20, "tolerance": 0.0},
       function=on_trees.karcher,
     ),
     "lerp": Method(
@@ -185,6 +263,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       coefficients="none",
       defaults={"scale": 1.0},
     ),
+    "sce": Method(
+      consensus.sce,
+      "SCE of FuseChat, Wan et al. 2024, arXiv 2408.07990",
+      init="needed",
+      coefficients="none",
+      idempotent=False,
+      one_hot=False,
+      sums=True,
+      defaults={"select_topk": 1.0, "group": "leaf"},
+    ),
     "slerp": Method(
       directions.slerp,
       "WARP, Ramé et al. 2024, arXiv 2406.16768; without an init mergekit's, of weights",
@@ -204,6 +292,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       idempotent=False,
       defaults={"scale": 1.0},
       function=on_trees.task_arithmetic,
+    ),
+    "ties": Method(
+      consensus.ties,
+      "TIES, Yadav et al. 2023, arXiv 2306.01708",
+      init="needed",
+      default_coefficient=1.0,
+      idempotent=False,
+      one_hot=False,
+      defaults=_THINNED | _ELECTED | {"normalize": "weights", "group": "leaf"},
+      per_member=("density",),
     ),
     "wise_ft": _LITI,
   }
