@@ -24,6 +24,7 @@ T = TypeVar("T")
 logging.getLogger("absl").setLevel(logging.ERROR)
 # A damaged checkpoint fails in many tasks at once; all but the first would be printed when they are collected.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+_MAPPED_CHUNK_BYTES = 1 << 22
 
 
 def save(path: pathlib.Path, tree: PyTree, extra: Any = None) -> None:
@@ -36,6 +37,28 @@ def save(path: pathlib.Path, tree: PyTree, extra: Any = None) -> None:
   # As a JSON text: Orbax would turn tuples and integer keys into something else.
   custom = {"extra": json.dumps(extra)}
   attempt_write(path, lambda: ocp.save(path, tree, overwrite=True, custom_metadata=custom))
+
+
+def save_mapped(path: pathlib.Path, tree: PyTree) -> None:
+  """Writes a tree of NumPy arrays, which may be larger than the memory if they are memory maps, to `path`.
+
+  Nothing is copied beforehand. Chunks are small, so that slices can be read, and not compressed: Orbax would hold all
+  compressed chunks until the end (measured: 0.4 GB of 0.5 GB of bfloat16 weights; uncompressed none).
+
+  Raises:
+    CannotWrite: on a full disk.
+  """
+  path = pathlib.Path(path).absolute()
+  context = ocp.Context()
+  context.memory.deepcopy_host_arrays = False
+  context.array.saving.use_compression = False
+  context.array.saving.storage_options.chunk_byte_size = _MAPPED_CHUNK_BYTES
+
+  def save_it() -> None:
+    with context:
+      ocp.save(path, tree, overwrite=True, custom_metadata={"extra": json.dumps(None)})
+
+  attempt_write(path, save_it)
 
 
 def load_extra(path: pathlib.Path) -> Any:
