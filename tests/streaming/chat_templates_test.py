@@ -1,85 +1,66 @@
+"""Chat templates: whose, and where they are put."""
+
 import json
 
 import pytest
-import transformers
 
-from tests.streaming import small_tokenizers as small
+from tests.streaming.small_models import llama, tokenizer_directory
 from wam.core.errors import ConfigError
 from wam.streaming import chat_templates
-from wam.streaming.tokenizer_files import donor_files
-
-SHORT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-LONG = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-MESSAGES = [{"role": "user", "content": "the cat"}]
 
 
-def write(directory, template, where):
-  """A tokenizer with its chat template in one of the places that transformers knows."""
-  small.save(small.words({"<unk>": 0, "the": 1}), directory)
-  path = directory / "tokenizer_config.json"
-  config = json.loads(path.read_text())
-  if where == "file":
-    (directory / "chat_template.jinja").write_text(template)
-  elif where == "old file":
-    (directory / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-  elif where == "config":
-    path.write_text(json.dumps(config | {"chat_template": template}))
-  elif where == "list":
-    named = [
-      {"name": "tool_use", "template": "{{ tools }}"},
-      {"name": "default", "template": template},
-    ]
-    path.write_text(json.dumps(config | {"chat_template": named}))
-  return small.source(directory.name, directory, 2)
+def sources(tmp_path, **templates):
+  found = {}
+  for name, template in templates.items():
+    found[name] = llama(name)
+    found[name].directory = tokenizer_directory(tmp_path / name, template=template, unk=0)
+  return found
 
 
-@pytest.mark.parametrize("where", ["file", "config", "list", "old file"])
-def test_templates_are_found_wherever_they_are(tmp_path, where):
-  source = write(tmp_path / "m", SHORT, where)
-  assert chat_templates.template_of(source) == SHORT
-  if where != "old file":  # that one belongs to processors of images
-    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
-    assert auto.apply_chat_template(MESSAGES, tokenize=False) == "<user>the cat"
-
-
-def test_the_file_counts_where_there_is_a_key_too(tmp_path):
-  source = write(tmp_path / "m", SHORT, "config")
-  (tmp_path / "m/chat_template.jinja").write_text(LONG)
-  assert chat_templates.template_of(source) == LONG
-  assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m").chat_template == LONG
-
-
-def test_auto_takes_the_most_common(tmp_path):
-  made = [("a", LONG, "file"), ("b", SHORT, "config"), ("c", SHORT + "\n", "list"), ("d", "", "")]
-  sources = {label: write(tmp_path / label, text, where) for label, text, where in made}
-  template, notes = chat_templates.choose("auto", sources)
-  assert template == SHORT and notes == ["chat_template: that of b, as 2 of 4 models have it"]
-  assert (
-    chat_templates.choose("auto", {k: sources[k] for k in "ab"})[0] == LONG
-  )  # the first of equals
-  assert chat_templates.choose("auto", {"d": sources["d"]})[0] is None
-
-
-def test_a_model_s_template_or_a_text(tmp_path):
-  sources = {"a": write(tmp_path / "a", LONG, "file"), "b": write(tmp_path / "b", "", "")}
-  assert chat_templates.choose("a", sources) == (LONG, [])
-  assert chat_templates.choose(SHORT, sources) == (SHORT, [])
-  with pytest.raises(ConfigError, match="'b' has none"):
-    chat_templates.choose("b", sources)
-
-
-def test_names_are_refused(tmp_path):
+def test_names_are_refused():
+  with pytest.raises(ConfigError, match="found 'chatml'; templates by name are not shipped"):
+    chat_templates.check("chatml")
   chat_templates.check("auto")
-  chat_templates.check(SHORT)
-  chat_templates.check("a", ["a", "b"])
-  with pytest.raises(ConfigError, match=r"found 'chatml'; templates by name are not shipped"):
-    chat_templates.check("chatml", ["a", "b"])
+  chat_templates.check("{{ messages }}")
 
 
-@pytest.mark.parametrize("where", ["file", "config", "list", "old file", ""])
-def test_transformers_uses_the_template_that_was_put(tmp_path, where):
-  source = write(tmp_path / "m", LONG, where)
-  files = chat_templates.put(SHORT, donor_files(source))
-  auto = transformers.AutoTokenizer.from_pretrained(small.put(files, tmp_path / "out"))
-  assert auto.chat_template == SHORT
-  assert auto.apply_chat_template(MESSAGES, tokenize=False) == "<user>the cat"
+def test_auto_takes_what_most_have_and_the_first_of_several(tmp_path):
+  found = sources(tmp_path, A="{{ a }}", B="{{ b }}\n", C="{{ b }}", D=None)
+  assert chat_templates.choose("auto", found) == (
+    "{{ b }}\n",
+    ["chat_template: that of B, as 2 of 4 models have it"],
+  )
+  found = sources(tmp_path, A="{{ a }}", B="{{ b }}")
+  assert chat_templates.choose("auto", found)[0] == "{{ a }}"
+  assert chat_templates.choose("auto", sources(tmp_path, D=None))[0] is None
+  assert chat_templates.choose("auto", {"x": llama("x")})[0] is None
+  assert chat_templates.choose("{{ x }}", found) == ("{{ x }}", [])
+
+
+def test_where_templates_lie(tmp_path):
+  source = sources(tmp_path, A=None)["A"]
+  said = {
+    "chat_template": [
+      {"name": "tools", "template": "t"},
+      {"name": "default", "template": "{{ d }}"},
+    ]
+  }
+  (source.directory / "tokenizer_config.json").write_text(json.dumps(said))
+  assert chat_templates.template_of(source) == "{{ d }}"
+  (source.directory / "chat_template.jinja").write_text("{{ file }}")
+  assert chat_templates.template_of(source) == "{{ file }}"
+
+
+def test_a_template_is_put_in_one_place(tmp_path):
+  directory = sources(tmp_path, A="{{ old }}")["A"].directory
+  path = directory / "tokenizer_config.json"
+  files = {"tokenizer_config.json": path, "chat_template.json": b"{}", "merges.txt": b""}
+  changed = chat_templates.put("{{ new }}", files)
+  assert changed.keys() == {"tokenizer_config.json", "merges.txt", "chat_template.jinja"}
+  assert changed["chat_template.jinja"] == b"{{ new }}"
+  assert json.loads(changed["tokenizer_config.json"]) == {
+    "tokenizer_class": "PreTrainedTokenizerFast"
+  }
+  again = chat_templates.put("{{ newer }}", changed)
+  assert again["chat_template.jinja"] == b"{{ newer }}"
+  assert again["tokenizer_config.json"] == changed["tokenizer_config.json"]

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wam.core import trees
 from wam.core.errors import ConfigError
 from wam.core.types import PyTree
 
@@ -79,12 +78,41 @@ def kind_of(name: str) -> str | None:
   return None
 
 
+def layer_of(name: str) -> tuple[str, int] | None:
+  """Stem and number of the layer that a leaf belongs to; None outside layers and for stacked leaves.
+
+  >>> layer_of("model.layers.3.mlp.experts.7.up_proj.weight"), layer_of("lm_head.weight")
+  (('model.layers', 3), None)
+  """
+  found = _INDEXED.search(name)
+  return (name[: found.start(1)].rstrip("/._"), int(found[1])) if found else None
+
+
+def with_layer(name: str, layer: int) -> str:
+  """The name that a leaf of one layer has in another one.
+
+  >>> with_layer("model.layers.3.mlp.experts.7.up_proj.weight", 12)
+  'model.layers.12.mlp.experts.7.up_proj.weight'
+  """
+  found = _INDEXED.search(name)
+  if found is None:
+    raise ValueError(f"'{name}' is not a leaf of one layer")
+  return f"{name[: found.start(1)]}{layer}{name[found.end(1) :]}"
+
+
+def is_stacked(name: str) -> bool:
+  """Whether a leaf of this name holds all layers at once, on its first axis."""
+  return _INDEXED.search(name) is None and _STACKED.search(name) is not None
+
+
 def describe(tree: PyTree) -> list[Leaf]:
   """What the names and shapes of the leaves say, in the order of the tree.
 
   Raises:
     ConfigError: if the stacked leaves of one stack have different leading axes.
   """
+  from wam.core import trees  # not above: a merge from disk to disk reads names without loading JAX
+
   leaves: list[Leaf] = []
   lengths: dict[str, dict[int, str]] = {}
   for name, leaf in trees.flatten(tree).items():
