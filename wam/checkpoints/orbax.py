@@ -224,4 +224,5 @@ __all__ = [
   "load_extra",
   "remove",
   "save",
+  "save_mapped",
 ]
