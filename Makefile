@@ -1,14 +1,15 @@
 # make demo        the reward-tax front of a small world, about six minutes on 2 CPU cores
 # make test        lint, types and the default test suite
-# make parity      comparison with torch and transformers, in an environment of its own
+# make parity      comparison with torch, transformers and mergekit, in environments of their own
 # make browser     the report in a headless Chromium
-# make bench       speed against torch, TRL, transformers and Tunix
+# make bench       speed against torch, TRL, transformers, Tunix and mergekit
 .PHONY: demo test lint parity browser bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PARITY := .venv-parity
+MERGEKIT := .venv-mergekit
 
 demo: $(VENV)/.installed
 	$(BIN)/wam run --config configs/alignment_tax/tiny.py --workdir runs/demo
@@ -21,15 +22,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: $(PARITY)/.installed
+parity: $(PARITY)/.installed $(MERGEKIT)/.installed
 	$(PARITY)/bin/python -m pytest -m parity tests/parity
 
 browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser tests/browser
 
-bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed
+bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed $(MERGEKIT)/.installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/merge.py --size 100m
+	$(BIN)/python benchmarks/merge.py
 
 .venv-bench-torch/.installed:
 	$(PYTHON) -m venv .venv-bench-torch
@@ -52,6 +55,12 @@ $(PARITY)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+$(MERGEKIT)/.installed:
+	test -x $(MERGEKIT)/bin/python || $(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check mergekit==0.1.5
 	touch $@
 
 clean:
