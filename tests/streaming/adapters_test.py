@@ -100,6 +100,7 @@ def test_the_sum_of_base_and_product(build):
   names = ["model.safetensors", "config.json", "adapter_model.safetensors", "adapter_config.json"]
   assert [file.name for file in source.files] == names
   assert source.tensors[f"{Q}.weight"].origin == source.label
+  assert {adapters.stored_dtype(r) for r in source.tensors.values()} == {BF16}
 
 
 def test_rows_in_tiles_and_columns_in_runs(build, monkeypatch):
@@ -162,6 +163,7 @@ def test_modules_that_are_saved_whole(build):
   reader = source.tensors[f"{HEAD}.weight"]
   assert (reader.name, reader.dtype, reader.shape) == (f"{HEAD}.weight", np.float16, head.shape)
   assert reader.read(0, head.size).tobytes() == head.tobytes()
+  assert adapters.stored_dtype(reader) == BF16
   expected = dense(embedding, tensors, EMBED, 2.0, transposed=True)
   close(source.tensors[f"{EMBED}.weight"], expected)
 

@@ -196,7 +196,8 @@ class _Adapter:
       elif base.shape != reader.shape:
         problems.append(f"{shown(name)} has shape {reader.shape} there and {base.shape} here")
       else:
-        tensors[name] = _Renamed(name, reader.shape, reader.dtype, origin, reader)
+        stored = stored_dtype(base)
+        tensors[name] = _Renamed(name, reader.shape, reader.dtype, origin, reader, stored)
     kept = functools.lru_cache(maxsize=_KEPT)(lambda module, scaling: self._load(module, scaling))
     for module, factors in self._factors.items():
       name = f"{module}.weight"
@@ -264,6 +265,11 @@ class _Adapter:
         reader.file.close()
 
 
+def stored_dtype(reader: Reader) -> np.dtype:
+  """The dtype that a tensor has in the checkpoint of the base, whatever it is read in."""
+  return getattr(reader, "stored_dtype", reader.dtype)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Renamed:
   """A reader under the name that its tensor has in the base."""
@@ -273,6 +279,7 @@ class _Renamed:
   dtype: np.dtype
   origin: str
   reader: Reader
+  stored_dtype: np.dtype
 
   def read(self, start: int, stop: int) -> np.ndarray:
     return self.reader.read(start, stop)
@@ -300,6 +307,11 @@ class LowRankReader:
   def dtype(self) -> np.dtype:
     """float32 whatever the base is stored in: the sum is rounded once, where it is written."""
     return np.dtype(np.float32)
+
+  @property
+  def stored_dtype(self) -> np.dtype:
+    """That of the base: what a merge is stored in unless the user says otherwise."""
+    return stored_dtype(self.base)
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """The entries [start, stop) in C order; see `plan.Reader`."""

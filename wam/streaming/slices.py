@@ -13,7 +13,7 @@ import numpy as np
 
 from wam.core import names
 from wam.core.errors import ConfigError
-from wam.streaming import vocabulary_rows
+from wam.streaming import adapters, vocabulary_rows
 from wam.streaming.blocks import FLOATS
 from wam.streaming.plan import Reader, Source
 from wam.streaming.recipe_data import Entry, OutputSlice
@@ -74,8 +74,8 @@ def config_value(config: Mapping[str, Any] | None, key: str) -> Any:
 
 
 def stored_dtype(model: Model, reader: Reader) -> np.dtype:
-  """The dtype that a tensor has in its file; rows of another vocabulary may be read in a wider one."""
-  return model.source.tensors.get(reader.name, reader).dtype
+  """The dtype that a tensor has in its file; rows of another vocabulary and sums with adapters are read in float32."""
+  return adapters.stored_dtype(model.source.tensors.get(reader.name, reader))
 
 
 def place_of(name: str) -> str:
