@@ -171,6 +171,27 @@ def test_passthrough_stacks_layers():
   assert [x.name for x in made.outputs][-2:] == [NORM, HEAD]
 
 
+def test_passthrough_scales_what_its_model_says():
+  """Layers that start as nothing: what they add to the stream is scaled by 0."""
+  made = plan(
+    """
+    merge_method: passthrough
+    parameters: {scale: [{filter: norm, value: 3}]}
+    slices:
+      - sources: [{model: A, layer_range: [0, 1]}]
+      - sources:
+          - model: A
+            layer_range: [1, 2]
+            parameters: {scale: [{filter: layers.1.mlp, value: 0}, {filter: q_proj, value: 0.5}]}
+    """,
+    constant("A", 1.0),
+  )
+  merged = run(made)
+  assert [merged[UP.format(i)][0, 0] for i in range(2)] == [1.0, 0.0]
+  assert [merged[Q.format(i)][0, 0] for i in range(2)] == [1.0, 0.5]
+  assert merged["model.layers.1.input_layernorm.weight"][0] == 3.0
+
+
 def test_slices_merge_layers_of_different_number_with_gradients_of_their_own():
   a, b = llama("A"), llama("B")
   made = plan(

@@ -139,6 +139,7 @@ slices:
 def test_stacks_of_tied_and_untied_models():
   made = plan(STACK % 1, llama("A", tied=True), llama("B", tied=True))
   assert HEAD not in [x.name for x in made.outputs]
+  assert "the head of the output is its embedding, which is made of A" in made.notes
   b = llama("B")
   made = plan(STACK % 1, llama("A", tied=True), b)
   np.testing.assert_array_equal(run(made)[HEAD], b.array(HEAD))

@@ -178,7 +178,7 @@ def _translated(parameter: Parameter, row: Method) -> Parameter:
   if target == "normalize" and target in row.defaults:
     return dataclasses.replace(parameter, kind=_kind(target, row.defaults[target]))
   if target in ("", "coefficients", *row.defaults):
-    own = target == "" or target in ("coefficients", *row.per_member)
+    own = target in ("", "coefficients", *row.per_member) or row.max_members == 1
     return dataclasses.replace(parameter, per_model=parameter.per_model and own)
   if target == "t":
     return parameter

@@ -158,7 +158,9 @@ class Settings:
           fill = default if not isinstance(default, list | tuple) else _MISSING
           values[key] = tuple(fill if x is _MISSING else x for x in found)
         continue
-      value = self._find(key, scopes, Place(output, t, output), after=after)
+      lone = any(self._dialect.parameters[name].per_model for name in self._names(key))
+      where = own[0] if lone else (scopes, Place(output, t, output))
+      value = self._find(key, *where, after=after)
       if value is not _MISSING:
         values[key] = value
     for key in self._dialect.required:
@@ -220,7 +222,7 @@ class Settings:
     for setting, outputs in self._uneven.items():
       self._note(
         f"{setting}: outside the layers the first value of a gradient counts, as in mergekit, also"
-        f" for {', '.join(outputs)}; a filter before it gives them another"
+        f" for {', '.join(dict.fromkeys(outputs))}; a filter before it gives them another"
       )
     return [
       f"{self._recipe.method}: {name} is not given for {len(tensors)} tensors ({_few(tensors)})"

@@ -139,7 +139,10 @@ def settle_heads(first: Sequence[Model], last: Sequence[Model]) -> tuple[bool | 
           f"{model.name}: '{model.head}' is left out: config.json says that the head is the"
           " embedding (tie_word_embeddings), and so it stays in the output"
         )
-    return (True if together else None), notes
+    if {m.name for m in first} != {m.name for m in last}:
+      names_of = ", ".join(m.name for m in first)
+      notes.append(f"the head of the output is its embedding, which is made of {names_of}")
+    return True, notes
   own = [m.head for m in together if not m.tied and m.head is not None]
   tied = [m for m in together if m.tied]
   if not own:
