@@ -462,6 +462,15 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, name):
     assert (sink.resumed, sink.discarded) == (0, None)
 
 
+def test_too_many_open_files_give_the_lock_back(tmp_path, monkeypatch):
+  make(tmp_path / "out").abandon()
+  with monkeypatch.context() as patch:
+    failing(errno.EMFILE, 1, "open", patch)
+    with pytest.raises(CannotWrite, match="Too many open files"):
+      make(tmp_path / "out")
+  make(tmp_path / "out").abandon()
+
+
 def test_a_full_disk_at_the_end_can_be_resumed(tmp_path, monkeypatch):
   def full(_):
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -197,6 +197,7 @@ class Partial:
   def flushed(self, names: int) -> None:
     """Notes that the first so many outputs that were completed have reached the disk."""
     self._journal.append({"flushed": names})
+    self._journal.flush()
 
   @property
   def num_complete(self) -> int:
@@ -300,6 +301,10 @@ class _Journal:
     if os.write(self._file, line) < len(line):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     self.num_names += isinstance(entry, str)
+
+  def flush(self) -> None:
+    """Waits until it has reached the disk."""
+    os.fsync(self._file)
 
   def close(self) -> None:
     """Gives the lock back."""

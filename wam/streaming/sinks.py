@@ -77,9 +77,13 @@ class _FileSink:
     self._lock = threading.Lock()
     self._clock = FlushClock()
     self._descriptors: dict[str, int] = {}
-    with self._partial.writing():
-      for file in files:
-        self._descriptors[file] = os.open(self.partial / file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+      with self._partial.writing():
+        for file in files:
+          self._descriptors[file] = os.open(self.partial / file, os.O_RDWR | os.O_CLOEXEC)
+    except BaseException:
+      self.abandon()
+      raise
 
   def done(self) -> frozenset[str]:
     """Names of the outputs that an interrupted run has already written."""
