@@ -11,9 +11,10 @@ import pathlib
 import re
 import reprlib
 import stat
+from collections.abc import Collection
 from typing import Any
 
-from wam.core.errors import BadCheckpoint, MissingFile
+from wam.core.errors import BadCheckpoint, MissingFile, WamError
 
 # Of a header or an index. The limit of the safetensors library for headers; the longest that are known have 20 MB.
 MAX_BYTES = 100_000_000
@@ -65,6 +66,38 @@ def open_regular(path: str | os.PathLike[str], what: str) -> io.FileIO:
     os.close(descriptor)
     raise BadCheckpoint(f"{path}: is a directory, a pipe or a device; expected {what}")
   return io.FileIO(descriptor, "rb")
+
+
+def check_regular(directory: str | os.PathLike[str], *, short: Collection[str] = ()) -> None:
+  """Checks that a directory holds regular files and directories only, for libraries that open what they find there.
+
+  Links to files are followed, links to directories are not: they could lead in a circle.
+
+  Args:
+    directory: with all that lies in it.
+    short: names of files that are read as a whole and have at most `MAX_BYTES`.
+
+  Raises:
+    BadCheckpoint: names what would be waited for, would fill the memory, or cannot be read.
+  """
+  try:
+    with os.scandir(directory) as entries:
+      for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+          check_regular(entry.path, short=short)
+        elif not entry.is_file():
+          raise BadCheckpoint(
+            f"{directory}: {shown(entry.name)} is no regular file (a pipe, a device, or a link that"
+            " leads to none); the checkpoint is damaged"
+          )
+        elif entry.name in short and (size := entry.stat().st_size) > MAX_BYTES:
+          raise BadCheckpoint(
+            f"{directory}: {entry.name} has {size} bytes; at most {MAX_BYTES} are believed"
+          )
+  except OSError as error:
+    if isinstance(error, WamError):
+      raise
+    raise BadCheckpoint(f"{directory}: cannot be read: {error.strerror}") from error
 
 
 def read_json(

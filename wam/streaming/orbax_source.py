@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wam.checkpoints.untrusted import read_json, shown
+from wam.checkpoints.untrusted import check_regular, is_printable, read_json, shown
 from wam.core.errors import BadCheckpoint
 from wam.streaming import files
 from wam.streaming.chunks import UnpackedArrays, boxes
@@ -27,6 +27,7 @@ from wam.streaming.plan import Reader
 
 METADATA = "_METADATA"
 _MANIFEST = "manifest.ocdbt"
+_READ_WHOLE = (METADATA, _MANIFEST, ".zarray", "zarr.json")
 # Decoded chunks that are kept in memory for all checkpoints together; larger chunks are unpacked to a file.
 _CACHE_BYTES = 1 << 26
 _DATABASE_CACHE_BYTES = 1 << 25
@@ -126,11 +127,13 @@ def open_checkpoint(path: pathlib.Path, label: str) -> OrbaxSource:
     BadCheckpoint: if there are several items, none, or one that is incomplete or damaged; names what is there.
   """
   item = _item(path)
+  check_regular(item, short=_READ_WHOLE)
   metadata = read_json(item / METADATA, "metadata of Orbax")
   names = _leaves(item, metadata)
   arrays = _open_arrays(item, metadata, names, _CACHE_BYTES)
   dtypes = {name: _dtype(item, name, array) for name, array in arrays.items()}
   chunks = {n: math.prod(chunk_shape(a)) * dtypes[n].itemsize for n, a in arrays.items()}
+  _check_memory(item, arrays, dtypes)
   large = {n: stored for n, stored in names.items() if chunks[n] > _LARGE_CHUNK_BYTES}
   # These are kept unpacked; to keep them in memory as well would be a waste.
   arrays |= _open_arrays(item, metadata, large, 0)
@@ -143,6 +146,21 @@ def open_checkpoint(path: pathlib.Path, label: str) -> OrbaxSource:
   config = files.read_config(path)
   directory = None if config is None else path
   return OrbaxSource(label, tensors, item, directory, config, largest, unpacked)
+
+
+def _check_memory(
+  item: pathlib.Path, arrays: Mapping[str, Any], dtypes: Mapping[str, np.dtype]
+) -> None:
+  """Refuses chunks that cannot be decoded: TensorStore ends the process when memory that it asks for is not there."""
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  for name, array in arrays.items():
+    chunk = array.chunk_layout.read_chunk.shape or array.shape
+    needed = math.prod(max(n, 1) for n in chunk) * dtypes[name].itemsize
+    if needed > memory:
+      raise BadCheckpoint(
+        f"{item}: {shown(name)} is stored in chunks of {needed} bytes, this machine has {memory} of"
+        " memory; save the checkpoint in smaller chunks, if it is not damaged"
+      )
 
 
 def _item(path: pathlib.Path) -> pathlib.Path:
@@ -184,6 +202,10 @@ def _leaves(item: pathlib.Path, metadata: Mapping[str, Any]) -> dict[str, str]:
       continue  # an empty container, or None
     if value.get("value_type") == "string":
       other.append(name)
+    if not is_printable(name):
+      raise BadCheckpoint(
+        f"{item / METADATA}: the name {shown(name)} holds a control character or half a character"
+      )
     if name in names:
       raise BadCheckpoint(f"{item / METADATA}: two leaves are called {shown(name)}")
     names[name] = ".".join(path)
