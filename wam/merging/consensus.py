@@ -11,7 +11,8 @@ scale: λ, after the division.
 normalize: the divisor. "weights" (or True): Σ c_m over those that were added up, 1 where that is 0 (mergekit); without
   election Σ c_m over all, 1 where it is below 1e-8. "count": the number of those that were added up, which is the mean
   of the TIES paper; only with election. "none" (or False): 1.
-rescale: see sparsification.random; what ties and breadcrumbs take is "l1" or "none".
+rescale: "l1" (or True), "probability" or "none" (or False), see sparsification.random; ties and breadcrumbs do not have
+  "probability".
 elect: "weighted" elects by Σ c_m δ'_m (mergekit), "unweighted" by Σ δ'_m (the TIES paper, PEFT).
 zero_sign: the sign where that sum is zero: "positive" (mergekit, PEFT), or "majority": the one that more entries of the
   group have elected (the TIES paper); "positive" again where they are as many.
@@ -38,7 +39,7 @@ def ties(
   density: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "weights",
-  rescale: str = "none",
+  rescale: str | bool = "none",
   elect: str = "weighted",
   zero_sign: str = "positive",
 ) -> Steps:
@@ -47,7 +48,7 @@ def ties(
   The paper is group="global", normalize="count", elect="unweighted", zero_sign="majority"; the other defaults are
   mergekit's, which trims tensor by tensor.
   """
-  sparsification.check_rescale("ties", rescale, _NO_PROBABILITY)
+  rescale = sparsification.rescaling("ties", rescale, _NO_PROBABILITY)
   thinned = yield from sparsification.largest(group, density)
   thinned = yield from sparsification.rescaled(group, thinned, density, rescale)
   return (yield from elected(group, thinned, scale, normalize, elect, zero_sign))
@@ -59,7 +60,7 @@ def dare_linear(
   density: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "none",
-  rescale: str = "l1",
+  rescale: str | bool = "l1",
 ) -> Steps:
   """Drop entries at random and rescale the others (DARE, Yu et al. 2023, arXiv 2311.03099)."""
   return added(group, (yield from sparsification.random(group, density, rescale)), scale, normalize)
@@ -71,7 +72,7 @@ def dare_ties(
   density: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "none",
-  rescale: str = "l1",
+  rescale: str | bool = "l1",
   elect: str = "weighted",
   zero_sign: str = "positive",
 ) -> Steps:
@@ -87,7 +88,7 @@ def della_linear(
   epsilon: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "none",
-  rescale: str = "l1",
+  rescale: str | bool = "l1",
 ) -> Steps:
   """Drop entries with probabilities by rank, and add up (DELLA, Deep et al. 2024, arXiv 2406.11617)."""
   thinned = yield from sparsification.ranked(group, density, epsilon, rescale)
@@ -101,7 +102,7 @@ def della(
   epsilon: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "weights",
-  rescale: str = "l1",
+  rescale: str | bool = "l1",
   elect: str = "weighted",
   zero_sign: str = "positive",
 ) -> Steps:
@@ -117,10 +118,10 @@ def breadcrumbs(
   gamma: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "none",
-  rescale: str = "none",
+  rescale: str | bool = "none",
 ) -> Steps:
   """Drop the largest and the smallest magnitudes, and add up (Davari & Belilovsky 2023, arXiv 2312.06795)."""
-  sparsification.check_rescale("breadcrumbs", rescale, _NO_PROBABILITY)
+  rescale = sparsification.rescaling("breadcrumbs", rescale, _NO_PROBABILITY)
   thinned = yield from sparsification.middle(group, density, gamma)
   thinned = yield from sparsification.rescaled(group, thinned, density, rescale)
   return added(group, thinned, scale, normalize)
@@ -133,12 +134,12 @@ def breadcrumbs_ties(
   gamma: Sequence[float],
   scale: Any = 1.0,
   normalize: str | bool = "none",
-  rescale: str = "none",
+  rescale: str | bool = "none",
   elect: str = "weighted",
   zero_sign: str = "positive",
 ) -> Steps:
   """Model breadcrumbs, then the sign election of TIES."""
-  sparsification.check_rescale("breadcrumbs_ties", rescale, _NO_PROBABILITY)
+  rescale = sparsification.rescaling("breadcrumbs_ties", rescale, _NO_PROBABILITY)
   thinned = yield from sparsification.middle(group, density, gamma)
   thinned = yield from sparsification.rescaled(group, thinned, density, rescale)
   return (yield from elected(group, thinned, scale, normalize, elect, zero_sign))

@@ -60,14 +60,18 @@ def check_shares(name: str, values: Sequence[float]) -> None:
       raise ConfigError(f"{name} is a share of the entries, from 0 to 1, found {value}")
 
 
-def check_rescale(method: str, rescale: str, choices: Sequence[str] = RESCALES) -> None:
-  """Refuses a rescaling that the method does not have.
+def rescaling(method: str, rescale: str | bool, choices: Sequence[str] = RESCALES) -> str:
+  """The name of a rescaling; True is mergekit's "l1", False is "none".
 
   Raises:
-    UnknownName: lists the choices.
+    UnknownName: if the method does not have it; lists the choices.
   """
-  if rescale not in choices:
-    raise unknown_name(f"rescale of {method}", str(rescale), choices)
+  name = rescale
+  if isinstance(rescale, bool):
+    name = "l1" if rescale else "none"
+  if name not in choices:
+    raise unknown_name(f"rescale of {method}", str(name), choices)
+  return str(name)
 
 
 def _magnitude(block: Block, m: int) -> Array:
@@ -144,7 +148,7 @@ def middle(group: Group, density: Sequence[float], gamma: Sequence[float]) -> Th
   return Thinned(thin, nonzero=len(bands) == group.num_members)
 
 
-def random(group: Group, density: Sequence[float], rescale: str) -> Thinning:
+def random(group: Group, density: Sequence[float], rescale: str | bool) -> Thinning:
   """Keeps each entry with probability `density` (DARE, Yu et al. 2023, arXiv 2311.03099).
 
   Args:
@@ -152,10 +156,10 @@ def random(group: Group, density: Sequence[float], rescale: str) -> Thinning:
     density: of each member, rounded to a multiple of 2^-16 (but no less than one); 1 draws nothing.
     rescale: what the kept entries are multiplied with: "l1" gives the tensor's delta the L1 norm that it had, as
       mergekit does (and does not do below a norm of 1e-7); "probability" is the 1/density of the paper; or "none".
-      The two agree in large tensors. In small ones "l1" varies much.
+      The first two agree in large tensors; in small ones "l1" varies much.
   """
   check_shares("density", density)
-  check_rescale("dare", rescale)
+  rescale = rescaling("dare", rescale)
   limits = [max(1, round(d * counters.RANGE)) if d else 0 for d in density]
 
   def thin(block: Block) -> Iterator[tuple[Array, Array | None]]:
@@ -170,7 +174,7 @@ def random(group: Group, density: Sequence[float], rescale: str) -> Thinning:
 
 
 def ranked(
-  group: Group, density: Sequence[float], epsilon: Sequence[float], rescale: str
+  group: Group, density: Sequence[float], epsilon: Sequence[float], rescale: str | bool
 ) -> Thinning:
   """Keeps entries with a probability that grows with their rank (DELLA, Deep et al. 2024, arXiv 2406.11617).
 
@@ -188,7 +192,7 @@ def ranked(
     ConfigError: if a window does not lie inside (0, 1).
   """
   check_shares("density", density)
-  check_rescale("della", rescale)
+  rescale = rescaling("della", rescale)
   for d, e in zip(density, epsilon, strict=True):
     if 0 < d < 1 and not (e >= 0 and d - e > 0 and d + e < 1):
       raise ConfigError(
