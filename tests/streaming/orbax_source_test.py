@@ -242,3 +242,20 @@ def test_jax_is_not_loaded(tmp_path):
   root = pathlib.Path(__file__).resolve().parents[2]
   run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
   assert run.stdout == "[]\n", run.stderr
+
+
+@pytest.mark.parametrize("database", [True, False])
+@pytest.mark.parametrize("zarr3", [True, False])
+def test_a_checkpoint_that_another_one_has_replaced_is_read_anew(tmp_path, database, zarr3):
+  # Sizes below and above what is kept in memory.
+  shapes = {"small": (5,), "large": (3, 500_000)}
+  path = tmp_path / "checkpoint"
+  for value in (1.0, 2.0, 3.0):
+    tree = {name: np.full(shape, value, np.float32) for name, shape in shapes.items()}
+    shutil.rmtree(path, ignore_errors=True)
+    with v0.Checkpointer(v0.PyTreeCheckpointHandler(use_ocdbt=database, use_zarr3=zarr3)) as saver:
+      saver.save(path, tree)
+    source = open_source(path)
+    for name in shapes:
+      assert set(source.tensors[name].read(0, 5)) == {value}
+    source.close()

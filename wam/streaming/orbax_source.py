@@ -30,7 +30,8 @@ _MANIFEST = "manifest.ocdbt"
 _READ_WHOLE = (METADATA, _MANIFEST, ".zarray", "zarr.json")
 # Decoded chunks that are kept in memory for all checkpoints together; larger chunks are unpacked to a file.
 _CACHE_BYTES = 1 << 26
-_DATABASE_CACHE_BYTES = 1 << 25
+# For the tables of one database.
+_DATABASE_CACHE_BYTES = 1 << 23
 _LARGE_CHUNK_BYTES = 1 << 22
 
 
@@ -226,17 +227,21 @@ def _open_arrays(
   is_database = bool(metadata.get("use_ocdbt", (item / _MANIFEST).is_file()))
   if is_database and not (item / _MANIFEST).is_file():
     raise BadCheckpoint(f"{item}: has no {_MANIFEST}; the Orbax checkpoint was never completed")
+  # What is remembered of a database is not checked again when it is opened once more, hence a memory of its own.
+  database = {"cache_pool#ocdbt": {"total_bytes_limit": _DATABASE_CACHE_BYTES}}
+  context = tensorstore.Context(database, parent=_context(cache_bytes))
   opening = {}
   for name, stored in names.items():
     spec = {
       "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
       "kvstore": _place(item, stored, is_database=is_database),
-      "recheck_cached_data": False,
-      "recheck_cached_metadata": False,
+      # A checkpoint may have been replaced by another one at the same place since it was last opened.
+      "recheck_cached_data": "open",
+      "recheck_cached_metadata": "open",
       # What was all zeros used to be left out; since it is not, a missing chunk is damage.
       "fill_missing_data_reads": not metadata.get("store_array_data_equal_to_fill_value", False),
     }
-    opening[name] = tensorstore.open(spec, read=True, open=True, context=_context(cache_bytes))
+    opening[name] = tensorstore.open(spec, read=True, open=True, context=context)
   arrays = {}
   problems = []
   for name, future in opening.items():
@@ -265,12 +270,7 @@ def _context(cache_bytes: int) -> Any:
   """Shared by all checkpoints, so that one bound holds for all."""
   import tensorstore
 
-  return tensorstore.Context(
-    {
-      "cache_pool": {"total_bytes_limit": cache_bytes},
-      "cache_pool#ocdbt": {"total_bytes_limit": _DATABASE_CACHE_BYTES},
-    }
-  )
+  return tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
 
 
 def _dtype(item: pathlib.Path, name: str, array: Any) -> np.dtype:
