@@ -88,9 +88,11 @@ def test_json_table_and_picture(models, tmp_path):
   assert content["total"]["unmoved"][1] == 1.0
   assert content["total"]["cosines"][0][1] is None
   assert content["tensors"]["model.norm.weight"]["entries"] == 8
-  header, rows = differences.table_rows(found.by_part(), found.models)
+  (header, rows), (pairs, agreement) = differences.tables(found.by_part(), found.models)
   assert all(len(row) == len(header) for row in rows)
   assert "100.0%" in rows[0]
+  assert all(len(row) == len(pairs) == 7 for row in agreement)
+  assert "-" in agreement[0]
   for number, models_ in enumerate((["a", "b", "c"], ["a"])):
     one = differences.compare(
       source("base", base), [source(n, members["abc".index(n)]) for n in models_]

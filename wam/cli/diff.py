@@ -47,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     )
   views = {"part": found.by_part, "layer": found.by_layer, "tensor": lambda: found.tensors}
   stats = views[options.by]() | {"all": found.total()}
-  _print_table(*differences.table_rows(stats, found.models))
+  for header, rows in differences.tables(stats, found.models):
+    _print_table(header, rows)
   if found.copied:
     print(f"not compared (not floating point): {', '.join(found.copied)}")
   if options.json:
@@ -80,13 +81,18 @@ def _labels(texts: Sequence[str]) -> list[str]:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-  import rich
   from rich import box
+  from rich.console import Console
   from rich.table import Table
 
   table = Table(box=box.SIMPLE_HEAD)
   for i, title in enumerate(header):
-    table.add_column(title, justify="left" if i == 0 else "right")
+    words = title.split(" ", 1)
+    table.add_column("\n".join(words), justify="left" if i == 0 else "right", no_wrap=True)
   for row in rows:
-    table.add_row(*row, end_section=False)
-  rich.print(table)
+    table.add_row(*row)
+  # Rather lines longer than the terminal than numbers cut to dots.
+  console = Console()
+  needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+  console.width = max(console.width, needed)
+  console.print(table)

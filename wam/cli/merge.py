@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
   )
   try:
     if not options.quiet or options.dry_run:
-      print(summary.describe(plan))
+      print(summary.describe(plan, bytes_per_second=summary.probe(plan)))
     if options.dry_run:
       return 0
     keep_freed_memory()

@@ -113,12 +113,13 @@ class Stats:
     }
 
 
-def _plain(values: np.ndarray) -> Any:
-  listed = values.tolist()
-  as_json = lambda x: (
-    [as_json(y) for y in x] if isinstance(x, list) else x if math.isfinite(x) else None
-  )  # noqa: E731
-  return as_json(listed)
+def _plain(values: Any) -> Any:
+  """Lists of floats, with None for what is not finite."""
+  if isinstance(values, np.ndarray):
+    values = values.tolist()
+  if isinstance(values, list):
+    return [_plain(x) for x in values]
+  return values if math.isfinite(values) else None
 
 
 @dataclasses.dataclass
@@ -306,24 +307,25 @@ def measure(base: np.ndarray, deltas: Sequence[np.ndarray]) -> Stats:
   )
 
 
-def table_rows(
-  stats: Mapping[str, Stats], models: Sequence[str]
-) -> tuple[list[str], list[list[str]]]:
-  """Header and rows of a table: norms, unmoved shares, cosines and sign conflicts, one row for every name."""
-  pairs = [(i, j) for i in range(len(models)) for j in range(i)]
-  header = ["", "entries"]
-  header += [f"‖δ {m}‖/‖base‖" for m in models] + [f"unmoved {m}" for m in models]
-  header += [f"cos {models[j]}, {models[i]}" for i, j in pairs]
-  header += [f"sign conflicts {models[j]}, {models[i]}" for i, j in pairs]
-  rows = []
+Table = tuple[list[str], list[list[str]]]
+
+
+def tables(stats: Mapping[str, Stats], models: Sequence[str]) -> list[Table]:
+  """Header and rows of two tables, one row for every name: how far each model moved, and how each pair agrees."""
+  moved = [["", "entries", *(f"‖δ‖/‖base‖ {m}" for m in models), *(f"unmoved {m}" for m in models)]]
   for name, each in stats.items():
-    row = [name, f"{each.entries:,}"]
-    row += [_number(x, ".2e") for x in each.relative]
-    row += [_number(x, ".1%") for x in each.unmoved / max(each.entries, 1)]
-    row += [_number(each.cosines[i, j], ".3f") for i, j in pairs]
-    row += [_number(each.sign_conflicts[i, j], ".1%") for i, j in pairs]
-    rows.append(row)
-  return header, rows
+    shares = each.unmoved / max(each.entries, 1)
+    row = [name, f"{each.entries:,}", *(_number(x, ".2e") for x in each.relative)]
+    moved.append([*row, *(_number(x, ".1%") for x in shares)])
+  pairs = [(i, j) for i in range(len(models)) for j in range(i)]
+  if not pairs:
+    return [(moved[0], moved[1:])]
+  names = [f"{models[j]}, {models[i]}" for i, j in pairs]
+  agree = [["", *(f"cosine {n}" for n in names), *(f"opposite signs {n}" for n in names)]]
+  for name, each in stats.items():
+    row = [name, *(_number(each.cosines[pair], ".3f") for pair in pairs)]
+    agree.append([*row, *(_number(each.sign_conflicts[pair], ".1%") for pair in pairs)])
+  return [(moved[0], moved[1:]), (agree[0], agree[1:])]
 
 
 def _number(value: float, form: str) -> str:

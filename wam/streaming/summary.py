@@ -84,8 +84,14 @@ def _computed(plan: Plan, report: Report) -> int:
   return sum(x.num_entries for x in plan.outputs if x.name in report.survival)
 
 
-def probe(plan: Plan, *, num_bytes: int = 64 << 20) -> float:
-  """Bytes a second at which the largest input file is read now, from its middle; the disk, or the page cache."""
+def probe(plan: Plan, *, num_bytes: int = 64 << 20, at_most: float = 4e9) -> float:
+  """Bytes a second to expect: those at which the largest input file is read now, from the disk or the page cache.
+
+  Args:
+    plan: whose inputs are read.
+    num_bytes: to read, from the middle of the file.
+    at_most: what two cores get through in most methods when nothing waits for a disk.
+  """
   files = [path for source in plan.sources.values() for path in source.files]
   path = max(files, key=lambda p: p.stat().st_size)
   middle = max(0, path.stat().st_size - num_bytes) // 2
@@ -95,7 +101,9 @@ def probe(plan: Plan, *, num_bytes: int = 64 << 20) -> float:
     file.seek(middle)
     while done < num_bytes and (count_ := file.readinto(buffer)):
       done += count_
-  return max(done, 1) / max(time.perf_counter() - start, 1e-6)
+  if done < 8 << 20:
+    return at_most  # too little to tell
+  return min(at_most, done / (time.perf_counter() - start))
 
 
 def _block(title: str, texts: Sequence[str]) -> list[str]:
@@ -129,7 +137,8 @@ def _written(plan: Plan, moved: Traffic) -> str:
   parts = ", ".join(f"{size(n)} {dtype}" for dtype, n in dtypes.items())
   donor = next((k for k, s in plan.sources.items() if s is plan.donor), None)
   config = f"; config of {donor}" if plan.config is not None and donor else "; no config.json"
-  files = f"; {len(plan.tokenizer_files)} tokenizer files" if plan.tokenizer_files else ""
+  beside = len(plan.tokenizer_files)
+  files = f"; {beside} other file{'' if beside == 1 else 's'} beside it" if beside else ""
   return f"{parts or size(moved.written)}{config}{files}"
 
 
