@@ -132,17 +132,22 @@ def _tensor_info(
 
 def _check_layout(path: pathlib.Path, tensors: Sequence[TensorInfo], start: int, size: int) -> None:
   """The tensors, in the order of the data, must cover it without overlap or gap."""
-  position, before = start, "the header"
-  for tensor in tensors:
+
+  def after(number: int) -> str:
+    return f"tensor {shown(tensors[number - 1].name)}" if number else "the header"
+
+  position = start
+  for number, tensor in enumerate(tensors):
     if tensor.start != position:
       how = "overlaps" if tensor.start < position else "leaves a gap after"
       raise BadCheckpoint(
-        f"{path}: tensor {shown(tensor.name)} {how} {before}; the file is damaged"
+        f"{path}: tensor {shown(tensor.name)} {how} {after(number)}; the file is damaged"
       )
-    position, before = tensor.start + tensor.num_bytes, f"tensor {shown(tensor.name)}"
+    position += tensor.num_bytes
   if position != size:
     raise BadCheckpoint(
-      f"{path}: {size - position} bytes after {before} belong to no tensor; the file is damaged"
+      f"{path}: {size - position} bytes after {after(len(tensors))} belong to no tensor; the file is"
+      " damaged"
     )
 
 

@@ -24,6 +24,9 @@ MAX_VALUES = 5_000_000
 # Control characters steer terminals; half a character (a lone surrogate) cannot be written again.
 _HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
+# Without one of these bytes there is none of them in JSON: escapes, DEL, and what all of U+0080 to U+00BF begin with.
+_MAY_HARM = (b"\\", b"\x7f", b"\xc2")
+
 _short = reprlib.Repr()
 _short.maxlevel = 3
 _short.maxlist = _short.maxdict = 8
@@ -150,7 +153,7 @@ def parse_json(
   try:
     data = json.loads(
       text.decode("utf-8"),
-      object_pairs_hook=_object,
+      object_pairs_hook=_printable_object if any(x in text for x in _MAY_HARM) else _object,
       parse_constant=float if infinities else _constant,
     )
   except (ValueError, RecursionError) as error:
@@ -171,6 +174,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen: set[str] = set()
     twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     raise ValueError(f"the key {shown(twice)} occurs twice")
+  return found
+
+
+def _printable_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = _object(pairs)
   for key in found:
     if not is_printable(key):
       raise ValueError(f"the key {shown(key)} holds a control character or half a character")
