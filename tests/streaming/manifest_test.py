@@ -15,7 +15,7 @@ import wam
 from tests.streaming.in_memory_checkpoint import ArrayReader
 from wam.core.errors import BadCheckpoint, MissingFile
 from wam.streaming import manifest, provenance
-from wam.streaming.engine import Report, Survival
+from wam.streaming.casts import Report, Survival
 from wam.streaming.hashes import hash_files
 from wam.streaming.plan import Output, Plan
 

@@ -33,7 +33,7 @@ def differences_figure(content: Mapping[str, Any], path: Path) -> None:
   FigureCanvasAgg(figure)
   grid = figure.subplots(2 if several else 1, 2, squeeze=False)
   layers = {k: v for k, v in content["layers"].items() if k != _OUTSIDE}
-  _lines(grid[0][0], layers, "relative_norms", models, "‖δ‖ / ‖base‖", log=True)
+  _lines(grid[0][0], layers, "relative_norms", models, "‖δ‖ / ‖base‖")
   _parts(grid[0][1], content["parts"], models)
   if several:
     pairs = [(i, j) for i in range(len(models)) for j in range(i)]
@@ -52,14 +52,16 @@ def _lines(
   key: str,
   models: Sequence[str],
   label: str,
-  *,
-  log: bool,
 ) -> None:
   for m, model in enumerate(models):
     values = [_number(row[key][m]) for row in layers.values()]
     _line(axes, [int(x) for x in layers], values, m, model)
-  if log and any(_number(row[key][m]) > 0 for row in layers.values() for m in range(len(models))):
+  moved = [x for row in layers.values() for x in map(_number, row[key]) if x > 0]
+  # Decades apart in one layer and the next, or all alike: an axis for each.
+  if moved and max(moved) > 10 * min(moved):
     axes.set_yscale("log")
+  else:
+    axes.set_ylim(bottom=0)
   _finish(axes, label)
 
 
@@ -83,10 +85,12 @@ def _line(axes: "Axes", x: Sequence[int], y: Sequence[float], number: int, label
 
 
 def _finish(axes: "Axes", label: str) -> None:
+  from matplotlib.ticker import MaxNLocator
+
   axes.set_xlabel("layer")
   axes.set_ylabel(label)
   axes.grid(color="#dddddd", linewidth=0.6)
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   if axes.lines:
     axes.legend(fontsize=7, frameon=False)
 

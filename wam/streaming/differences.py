@@ -18,9 +18,9 @@ from wam.core.errors import ConfigError, MismatchedTrees
 from wam.core.names import kind_of, layer_of
 from wam.streaming import blocks
 from wam.streaming.blocks import FLOATS, Place
-from wam.streaming.engine import Counter, bytes_of, default_threads, inputs_of
 from wam.streaming.plan import Output, Source
 from wam.streaming.sweeps import Job, Pool
+from wam.streaming.workload import Counter, bytes_of, default_threads, inputs_of
 
 OUTSIDE = "outside layers"
 

@@ -5,13 +5,9 @@ float32 (float64 where an input is), with one cast at the end. Neither the order
 threads changes a bit. Formats, recipes and manifests live elsewhere.
 """
 
-import dataclasses
 import functools
-import math
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,72 +19,23 @@ from wam.merging.methods import METHODS, Method, promises
 from wam.merging.rules import Block, Group, KthLargest, Sum
 from wam.streaming import blocks
 from wam.streaming.blocks import BFLOAT16, FLOATS, Place
+from wam.streaming.casts import Report, Survival, round_stochastically, survival_of
 from wam.streaming.plan import Output, Reader, Sink
 from wam.streaming.selection import Selection, sample_size
 from wam.streaming.sweeps import Job, Pool, Sweep
+from wam.streaming.workload import (
+  Counter,
+  affordable_threads,
+  bytes_of,
+  default_threads,
+  groups_of,
+  inputs_of,
+  source_of_copy,
+)
 
 ROUNDINGS = ("nearest", "stochastic")
-# Arrays of a block's size, in float32, that a rule holds beside the inputs.
-_COMPANIONS = 8
 # What survives of an update is measured on every block up to this many entries, then on a share of the blocks.
 _MEASURED_ENTRIES = 1 << 24
-
-
-@dataclasses.dataclass
-class Survival:
-  """How much of the update of a tensor the stored dtype kept; the update is relative to the base, or the first member.
-
-  Attributes:
-    entries: on which this was measured.
-    update: Σ (result - origin)².
-    error: Σ (stored - result)².
-    changed: entries whose result differs from the origin.
-    kept: entries among them that differ from the origin as stored, too.
-  """
-
-  entries: int = 0
-  update: float = 0.0
-  error: float = 0.0
-  changed: int = 0
-  kept: int = 0
-
-  def add(self, other: "Survival") -> None:
-    """Adds what was measured elsewhere."""
-    for field in dataclasses.fields(self):
-      setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-
-  @property
-  def lost(self) -> float:
-    """‖stored - result‖ / ‖result - origin‖: the share of the update's norm that rounding took; 0 without an update."""
-    return math.sqrt(self.error / self.update) if self.update else 0.0
-
-
-@dataclasses.dataclass
-class Report:
-  """What a merge did.
-
-  Attributes:
-    seconds: wall time.
-    bytes_read: by this run, every sweep counted.
-    bytes_written: by this run.
-    copied: outputs that are one input, bit for bit.
-    resumed: outputs that an interrupted run had written.
-    survival: by output name, where something was computed and cast.
-  """
-
-  seconds: float = 0.0
-  bytes_read: int = 0
-  bytes_written: int = 0
-  copied: list[str] = dataclasses.field(default_factory=list)
-  resumed: list[str] = dataclasses.field(default_factory=list)
-  survival: dict[str, Survival] = dataclasses.field(default_factory=dict)
-
-  def total(self) -> Survival:
-    """What survived over all outputs; tensors weigh in by their measured entries."""
-    total = Survival()
-    for each in self.survival.values():
-      total.add(each)
-    return total
 
 
 Progress = Callable[[int, int], None]  # bytes written, bytes to be written
@@ -132,69 +79,6 @@ def execute(
     check=not allow_non_finite,
   )
   return run.execute(progress)
-
-
-def default_threads() -> int:
-  """The cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def affordable_threads(outputs: Iterable[Output], *, threads: int, memory: int) -> int:
-  """How many of the threads have room in `memory`. Blocks do not shrink with it: the last bits of sums would change.
-
-  Raises:
-    ConfigError: if there is no room for one; says how much is needed.
-  """
-  needed = max((_arrays_of_a_thread(x) for x in outputs), default=0)
-  if needed > memory:
-    raise ConfigError(
-      f"memory: {memory} bytes are too few for the inputs of one block; give at least {needed} bytes"
-    )
-  return max(1, min(threads, memory // max(needed, 1)))
-
-
-def _arrays_of_a_thread(output: Output) -> int:
-  """Bytes that a thread needs at a time: the inputs as read and as computed with, and what the rule makes of them."""
-  entries = min(blocks.ENTRIES, output.num_entries)
-  if METHODS[output.method].whole_rows:
-    entries = max(entries, blocks.as_matrix(output.shape)[1])
-  width = blocks.accumulator(output).itemsize
-  return entries * width * (2 * len(inputs_of(output)) + _COMPANIONS)
-
-
-def groups_of(outputs: Sequence[Output]) -> list[list[Output]]:
-  """The outputs by group, large groups first so that no thread is left with one at the end."""
-  found: dict[str, list[Output]] = {}
-  for output in outputs:
-    found.setdefault(output.group or output.name, []).append(output)
-  size = lambda group: sum(x.num_entries for x in group)  # noqa: E731
-  return sorted(found.values(), key=size, reverse=True)
-
-
-class Counter:
-  """Bytes that went by, counted by several threads."""
-
-  def __init__(self) -> None:
-    """Starts at 0."""
-    self._lock = threading.Lock()
-    self.value = 0
-
-  def add(self, amount: int) -> None:
-    """Adds to the count."""
-    with self._lock:
-      self.value += amount
-
-
-def bytes_of(readers: Iterable[Reader], entries: int) -> int:
-  """What reading so many entries of each takes."""
-  return sum(r.dtype.itemsize for r in readers) * entries
-
-
-def inputs_of(output: Output) -> list[Reader]:
-  """Every reader of an output."""
-  return [*output.members, *([output.base] if output.base else []), *output.importances]
 
 
 class _Run:
@@ -248,10 +132,16 @@ class _Run:
 
   def _job(self, group: list[Output]) -> Job:
     """All that is done for a group."""
-    copies = [source_of_copy(x) for x in group]
-    if len(group) == 1 and copies[0] is not None:
-      yield self._copies(group[0], copies[0])
-      self._complete(group[0])
+    for output in group:
+      if not output.num_entries:
+        self.sink.complete(output.name)
+    group = [x for x in group if x.num_entries]
+    if not group:
+      return
+    copied = source_of_copy(group[0]) if len(group) == 1 else None
+    if copied is not None:
+      yield self._copies(group[0], copied)
+      self.sink.complete(group[0].name)
       self.report.copied.append(group[0].name)
       return
     method = METHODS[group[0].method]
@@ -262,10 +152,7 @@ class _Run:
       for result in results:
         survival.add(result)
       self.report.survival[output.name] = survival
-      self._complete(output)
-
-  def _complete(self, output: Output) -> None:
-    self.sink.complete(output.name)
+      self.sink.complete(output.name)
 
   def _rule(self, group: list[Output], method: Method) -> Any:
     """Runs the rule up to its `apply`, answering its requests by sweeps."""
@@ -278,6 +165,8 @@ class _Run:
       sum(x.num_entries for x in group),
       first.base is not None,
       tuple(wide.type(c) for c in first.coefficients) if same else None,
+      # A narrower dtype rounds a last bit of the accumulator away by itself.
+      any(x.dtype.itemsize >= 4 for x in group),
     )
     generator = method.rule(known, **first.parameters)
     answers = None
@@ -323,8 +212,6 @@ class _Run:
     found: dict[int, list[np.ndarray]] = {i: [] for i in selections}
     for output in group:
       entries = output.num_entries if wanted >= size else wanted * output.num_entries // size + 1
-      if not output.num_entries:
-        continue
       block = blocks.read_sample(
         output, entries=entries, whole_rows=whole_rows, seed=self.seed, check=self.check
       )
@@ -386,7 +273,7 @@ class _Run:
         stored = self._cast(output, place, merged)
         if (number + i) % self.stride == 0:
           origin = block.members[0] if block.base is None else block.base
-          survival.add(_survival(merged, stored, origin))
+          survival.add(survival_of(merged, stored, origin))
         self._write(output, place, stored)
       return survival
 
@@ -433,47 +320,6 @@ class _Run:
         self._write(output, place, values)
 
     return [functools.partial(copy, places) for places in self._segments(output, whole_rows=False)]
-
-
-def source_of_copy(output: Output) -> Reader | None:
-  """The reader that an output equals bit for bit whatever it holds, if there is one."""
-  first = output.members[0] if output.members else output.base
-  assert first is not None
-  if first.dtype not in FLOATS:
-    # Counters and masks cannot be averaged; the plan has seen to it that they may be copied.
-    return output.base or first
-  c = output.coefficients
-  one_hot = c and sorted(c) == [0.0] * (len(c) - 1) + [1.0]
-  if one_hot and promises(output.method, output.parameters)[1]:
-    return output.members[c.index(1.0)]
-  return None
-
-
-def round_stochastically(values: np.ndarray, noise: np.ndarray) -> np.ndarray:
-  """Float32 to bfloat16: up with the probability that makes the mean exact.
-
-  Args:
-    values: float32.
-    noise: uniform in [0, 65536), uint16, of that shape.
-  """
-  codes = np.ascontiguousarray(values, np.float32).view(np.uint32)
-  # The noise decides whether the sixteen bits that go carry into those that stay.
-  rounded = ((codes + noise) >> 16).astype(np.uint16).view(BFLOAT16)
-  special = (codes & 0x7F800000) == 0x7F800000
-  return np.where(special, values.astype(BFLOAT16), rounded) if special.any() else rounded
-
-
-def _survival(merged: np.ndarray, stored: np.ndarray, origin: np.ndarray) -> Survival:
-  kept = stored.astype(merged.dtype)
-  # Infinities that were allowed make NaN here, and so the measure says that it is none.
-  with np.errstate(invalid="ignore", over="ignore"):
-    update = (merged - origin).ravel()
-    error = (kept - merged).ravel()
-    squares = float(np.dot(update, update)), float(np.dot(error, error))
-  changed = update != 0
-  survived = (kept != origin).ravel() & changed
-  counts = int(np.count_nonzero(changed)), int(np.count_nonzero(survived))
-  return Survival(merged.size, *squares, *counts)
 
 
 def _double(value: Any) -> Any:

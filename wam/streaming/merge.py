@@ -12,9 +12,10 @@ import numpy as np
 import wam
 from wam.core.errors import unknown_name
 from wam.streaming import engine, hashes, manifest
-from wam.streaming.engine import Report
+from wam.streaming.casts import Report
 from wam.streaming.plan import Plan
 from wam.streaming.sinks import Extra, OrbaxSink, SafetensorsSink
+from wam.streaming.workload import default_threads
 
 FORMATS = ("huggingface", "orbax")
 SHARD_BYTES = 5 * 10**9
@@ -97,7 +98,7 @@ def merge_files(
       found: dict[pathlib.Path, str | None] = dict.fromkeys(inputs)
       made: dict[pathlib.Path, str | None] = dict.fromkeys(outputs)
       if with_hashes:
-        number = threads or engine.default_threads()
+        number = threads or default_threads()
         found |= hashes.hash_files(
           inputs, threads=number, progress=_named(progress, "hashing inputs")
         )

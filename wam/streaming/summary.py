@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from wam.streaming.engine import Report, groups_of, inputs_of, source_of_copy
+from wam.streaming.casts import Report
 from wam.streaming.plan import Output, Plan, Source
 from wam.streaming.rule_checks import needs_sums
+from wam.streaming.workload import groups_of, inputs_of, source_of_copy
 
 
 class Traffic(NamedTuple):
