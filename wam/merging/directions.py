@@ -5,7 +5,7 @@ vectors are task vectors, which is what the papers on fine-tuned networks mean; 
 angles are so small that most spherical means are the linear one to rounding. No JAX here; see rules.py.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from wam.merging import gram
@@ -15,6 +15,7 @@ from wam.merging.rules import (
   Group,
   Sum,
   coefficient_sum,
+  keep_agreement,
   weighted_steps,
   weighted_sum,
 )
@@ -51,15 +52,31 @@ def _shares(group: Group, products: Array) -> Array:
   return row / group.xp.sum(row)
 
 
-def _combination(row: Array) -> Apply:
-  """base + Σ c_m δ_m, or Σ c_m θ_m, with coefficients [M]."""
+def _combine(group: Group, block: Block, factors: Sequence[Any]) -> Array:
+  """base + Σ c_m δ_m, or Σ c_m θ_m, with scalars or arrays that broadcast; equal members return themselves."""
+  dtype = block.members[0].dtype
+  merged = weighted_sum(block.members, [c.astype(dtype) for c in factors], block.base)
+  if not group.exact:
+    return merged
+  affine = abs(sum(factors[1:], factors[0]) - 1) < 1e-6
+  return keep_agreement(block, merged, affine)
 
-  def apply(block: Block) -> Array:
-    dtype = block.members[0].dtype
-    factors = [row[m].astype(dtype) for m in range(len(block.members))]
-    return weighted_sum(block.members, factors, block.base)
 
-  return apply
+def _combination(group: Group, row: Array) -> Apply:
+  """The combination with coefficients [M]."""
+  return lambda block: _combine(group, block, [row[m] for m in range(group.num_members)])
+
+
+def _along_rows(group: Group, rows: Array) -> Apply:
+  """The combination of a block [R, C] or [C] with coefficients [R, M] or [M], of every row its own."""
+  return lambda block: _combine(
+    group, block, [rows[..., m, None] for m in range(group.num_members)]
+  )
+
+
+def _along_columns(group: Group, rows: Array) -> Apply:
+  """The combination of a block [R, C] with coefficients [C, M], of every column its own."""
+  return lambda block: _combine(group, block, [rows[None, :, m] for m in range(group.num_members)])
 
 
 def _by_gram(group: Group, coefficients_of: Callable[[Array, Array], Array]) -> Steps:
@@ -67,7 +84,7 @@ def _by_gram(group: Group, coefficients_of: Callable[[Array, Array], Array]) -> 
   coefficient_sum(group.shared_coefficients())
   (products,) = yield [Sum(_products)]
   matrix = gram.matrix(group.xp, products)
-  return _combination(coefficients_of(matrix, _shares(group, matrix)))
+  return _combination(group, coefficients_of(matrix, _shares(group, matrix)))
 
 
 def slerp(group: Group, *, dot_threshold: float | None = None) -> Steps:
@@ -117,41 +134,20 @@ def nuslerp(group: Group, *, flatten: bool = True, row_wise: bool = False) -> St
 
   if flatten:
     (products,) = yield [Sum(_products)]
-    return _combination(rows(products))
+    return _combination(group, rows(products))
   if row_wise:
     (products, whole) = yield [Sum(_products_of_columns), Sum(_products)]
     columns, one = rows(products), rows(whole)
     # A tensor of rank 1 is one vector either way.
-    return lambda b: (_combination(one) if _is_one_row(group, b) else _along_columns(columns))(b)
+    kinds = _combination(group, one), _along_columns(group, columns)
+    return lambda block: kinds[0 if _is_one_row(group, block) else 1](block)
   yield from ()
-  return lambda block: _along_rows(rows(_products_of_rows(block)))(block)
+  return lambda block: _along_rows(group, rows(_products_of_rows(block)))(block)
 
 
 def _is_one_row(group: Group, block: Block) -> bool:
   shape = block.members[0].shape
   return not shape or shape[-1] == group.num_entries
-
-
-def _along_rows(rows: Array) -> Apply:
-  """The combination of a block [R, C] or [C] with coefficients [R, M] or [M], of every row its own."""
-
-  def apply(block: Block) -> Array:
-    dtype = block.members[0].dtype
-    factors = [rows[..., m, None].astype(dtype) for m in range(len(block.members))]
-    return weighted_sum(block.members, factors, block.base)
-
-  return apply
-
-
-def _along_columns(rows: Array) -> Apply:
-  """The combination of a block [R, C] with coefficients [C, M], of every column its own."""
-
-  def apply(block: Block) -> Array:
-    dtype = block.members[0].dtype
-    factors = [rows[None, :, m].astype(dtype) for m in range(len(block.members))]
-    return weighted_sum(block.members, factors, block.base)
-
-  return apply
 
 
 def multislerp(group: Group, *, normalize: bool = True) -> Steps:
@@ -174,7 +170,7 @@ def multislerp(group: Group, *, normalize: bool = True) -> Steps:
   (products,) = yield [Sum(_products)]
   matrix = gram.matrix(xp, products)
   shares = _shares(group, matrix) if normalize else _row(group, coefficients, matrix)
-  return _combination(gram.multislerp_rows(xp, matrix, shares))
+  return _combination(group, gram.multislerp_rows(xp, matrix, shares))
 
 
 def karcher(group: Group, *, num_steps: int = 20, tolerance: float = 0.0) -> Steps:
@@ -229,7 +225,9 @@ def model_stock(group: Group, *, filter_wise: bool = False, clip: bool = False) 
     total = weighted_steps(block.members, [1.0] * len(block.members), block.base)
     total *= factor.astype(total.dtype)
     total += block.base
-    return total
+    if not group.exact:
+      return total
+    return keep_agreement(block, total, abs(factor * group.num_members - 1) < 1e-6)
 
   if filter_wise:
     yield from ()

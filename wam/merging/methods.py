@@ -55,12 +55,15 @@ def check_members(
 
 
 def promises(name: str, parameters: Mapping[str, Any]) -> tuple[bool, bool]:
-  """Whether a method is idempotent and one-hot (see `Method`) with these parameters: a scale or a bare sum is not."""
+  """Whether a method keeps entries in which all members agree, and is one-hot (see `Method`), with these parameters.
+
+  A scale or a bare sum is neither; what depends on a whole tensor keeps no entry for itself.
+  """
   method = METHODS[name]
   scale = parameters.get("scale", 1.0)
   plain = isinstance(scale, int | float) and scale == 1
   mean = parameters.get("normalize", True) not in (False, "none")
-  return method.idempotent and plain and mean, method.one_hot and plain
+  return method.idempotent and method.affine and plain and mean, method.one_hot and plain
 
 
 def group_of(parameters: Mapping[str, Any], *, has_init: bool) -> Any:

@@ -78,7 +78,6 @@ def _of_weights(rule: Any, members: PyTree, coefficients: Any, **parameters: Any
     None,
     coefficients,
     default_coefficient=1 / len(members),
-    keep_agreement=True,
     keep_only=True,
     **parameters,
   )

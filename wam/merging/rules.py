@@ -93,6 +93,7 @@ class Group(NamedTuple):
     num_entries: of all tensors of the group together.
     has_base: whether there is a common start.
     coefficients: M scalars, or None where the tensors of the group have different ones.
+    exact: whether the last bit of the accumulator's dtype is kept; otherwise a rule can spare itself the care for it.
   """
 
   xp: Any
@@ -100,6 +101,7 @@ class Group(NamedTuple):
   num_entries: int
   has_base: bool
   coefficients: tuple[Any, ...] | None
+  exact: bool = True
 
   def shared_coefficients(self) -> tuple[Any, ...]:
     """The coefficients, for methods that need one set a group.
@@ -184,14 +186,30 @@ def coefficient_sum(coefficients: Sequence[Any]) -> Any:
   return total
 
 
-def keep_agreement(block: Block, merged: Array) -> Array:
-  """`merged`, but where all members agree that value itself, which rounding may have missed by a last bit."""
+def keep_agreement(block: Block, merged: Array, affine: Any = True) -> Array:
+  """`merged`, but where all members agree that value itself, which rounding may have missed by a last bit.
+
+  Args:
+    block: what was merged.
+    merged: of its shape; overwritten in NumPy.
+    affine: whether the coefficients sum to 1, so that the value is the merge; broadcasts against the block.
+  """
+  xp = block.xp
   first, *others = block.members
-  agree = None
+  if not others or (xp is np and not np.any(affine)):
+    return merged
+  agree = affine
   for x in others:
-    same = x == first
-    agree = same if agree is None else agree & same
-  return merged if agree is None else block.xp.where(agree, first, merged)
+    agree = agree & (x == first)
+  if xp is not np:
+    return xp.where(agree, first, merged)
+  # NumPy chooses by a mask ten times as slowly as it does this to the bits.
+  if agree.any():
+    kind = np.uint32 if merged.dtype.itemsize == 4 else np.uint64
+    mask = np.negative(agree.astype(kind))
+    mask &= merged.view(kind) ^ first.view(kind)
+    merged.view(kind)[...] ^= mask
+  return merged
 
 
 def keep_only(block: Block, merged: Array) -> Array:

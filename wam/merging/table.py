@@ -29,6 +29,8 @@ class Method:
     default_coefficient: of a member, where none are given; None is 1/M.
     symmetric: whether the order of the members (with their coefficients) does not matter.
     idempotent: whether equal members return themselves, bit for bit.
+    affine: whether, where it is idempotent, that holds entry by entry, whatever the others are; where it does not, the
+      rule sees to it itself.
     one_hot: whether coefficient 1 on one member and 0 on the others returns it bit for bit.
     sums: whether numbers of the result depend on sums over whole tensors, whose last bits depend on their order.
     draws: whether it draws at random and takes a seed.
@@ -49,6 +51,7 @@ class Method:
   default_coefficient: float | None = None
   symmetric: bool = True
   idempotent: bool = True
+  affine: bool = True
   one_hot: bool = True
   sums: bool = False
   draws: bool = False
@@ -197,6 +200,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       "Karcher 1977; mergekit's, of weights, arXiv 2603.04972",
       init="optional",
       coefficients="numbers",
+      affine=False,
       sums=True,
       defaults={"group": None, "num_steps": 20, "tolerance": 0.0},
       function=on_trees.karcher,
@@ -223,6 +227,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       min_members=2,
       coefficients="none",
       one_hot=False,
+      affine=False,
       sums=True,
       whole_rows=True,
       defaults={"filter_wise": False, "clip": False, "group": "leaf"},
@@ -232,6 +237,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       "mergekit's Multi-SLERP, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
       init="optional",
       coefficients="numbers",
+      affine=False,
       sums=True,
       defaults={"normalize": True, "group": "leaf"},
     ),
@@ -252,6 +258,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       min_members=2,
       max_members=2,
       coefficients="numbers",
+      affine=False,
       sums=True,
       whole_rows=True,
       defaults={"flatten": True, "row_wise": False},
@@ -280,6 +287,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
       min_members=2,
       coefficients="numbers",
       symmetric=False,
+      affine=False,
       sums=True,
       defaults={"group": None, "dot_threshold": None},
       function=on_trees.slerp,
