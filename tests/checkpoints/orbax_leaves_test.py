@@ -69,15 +69,12 @@ def test_leaves_written_apart_make_the_checkpoint_that_was_read(tmp_path, mesh):
   stale = tmp_path / "out.partial_save"
   stale.mkdir()
   (stale / "left by a killed run").touch()
-  out = GrowingCheckpoint(tmp_path / "out", saved.paths)
-  assert not stale.exists()
-  for name in saved.shapes:
-    out.write(saved.load({name: NamedSharding(mesh, P())}))
-    assert not orbax.exists(tmp_path / "out")
-  with pytest.raises(MismatchedTrees, match="never written: count, empty, name, nothing, step"):
-    out.finish()
-  out.write(saved.load_plain())
-  out.finish({"merged": True})
+  with GrowingCheckpoint(tmp_path / "out", saved.paths, extra={"merged": True}) as out:
+    assert not stale.exists()
+    for name in saved.shapes:
+      out.write(saved.load({name: NamedSharding(mesh, P())}))
+      assert not orbax.exists(tmp_path / "out")
+    out.write(saved.load_plain())
   assert orbax.load_extra(tmp_path / "out") == {"merged": True}
   again = SavedLeaves(tmp_path / "out")
   assert again.shapes == saved.shapes
@@ -88,6 +85,24 @@ def test_leaves_written_apart_make_the_checkpoint_that_was_read(tmp_path, mesh):
   assert again.load_plain() == saved.load_plain()
   with pytest.raises(ConfigError, match="exists already"):
     GrowingCheckpoint(tmp_path / "out", saved.paths)
+
+
+def test_nothing_is_left_of_a_checkpoint_that_is_not_finished(tmp_path, mesh):
+  orbax.save(tmp_path / "a", tree())
+  saved = SavedLeaves(tmp_path / "a")
+  first = saved.load({"embed": NamedSharding(mesh, P())})
+  with (
+    pytest.raises(MismatchedTrees, match=r"never written: a/b/c, count, empty, layers/0/kernel"),
+    GrowingCheckpoint(tmp_path / "out", saved.paths) as out,
+  ):
+    out.write(first)
+  with (
+    pytest.raises(RuntimeError, match="stop"),
+    GrowingCheckpoint(tmp_path / "out", saved.paths) as out,
+  ):
+    out.write(first)
+    raise RuntimeError("stop")
+  assert [x.name for x in tmp_path.iterdir()] == ["a"]
 
 
 def test_float64_is_refused_where_jax_would_round_it(tmp_path):

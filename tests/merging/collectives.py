@@ -4,7 +4,7 @@ import math
 import re
 
 _OPERATION = re.compile(
-  r"= (?P<type>\([^)]*\)|\S+) (?P<name>all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+  r"= (?P<type>.+?) (?P<name>all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
   r"|ragged-all-to-all|collective-broadcast)(?:-start)?\("
 )
 _SHAPE = re.compile(r"[a-z]+\d*\[([\d,]*)\]")

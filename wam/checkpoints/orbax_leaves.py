@@ -4,6 +4,7 @@ No process holds more than its own shards of the leaves that it asks for. All ca
 distributed run, with the same names in the same order. Leaves out whole trees (orbax.py).
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ from jax.sharding import Sharding
 from jax.tree_util import DictKey, SequenceKey
 from orbax.checkpoint import v1 as ocp
 
-from wam.checkpoints.orbax import attempt_read, attempt_write, exists
+from wam.checkpoints.orbax import CannotWrite, attempt_read, attempt_write, exists
 from wam.core import trees
 from wam.core.errors import ConfigError, MismatchedTrees, MissingFile
 
@@ -30,6 +31,7 @@ class SavedLeaves:
 
   Attributes:
     path: of the checkpoint.
+    tree: a ShapeDtypeStruct for every leaf, to make parts and coefficients from.
     paths: where every leaf is in the tree, by name.
     shapes: shape and dtype of every array, by name.
     chunks: the shape of the pieces that an array was written in, by name: usually that of its shards.
@@ -48,6 +50,7 @@ class SavedLeaves:
     saved = attempt_read(self.path, lambda: ocp.metadata(self.path).metadata)
     # Orbax takes `...` for a leaf that is not wanted.
     self._nothing = jax.tree.map(lambda _: ocp.PLACEHOLDER, saved)
+    self.tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), _dtype(x)), saved)
     self._plain: dict[str, Any] = {}
     self.paths: dict[str, Path] = {}
     self.shapes: dict[str, jax.ShapeDtypeStruct] = {}
@@ -111,17 +114,19 @@ class SavedLeaves:
 
 
 class GrowingCheckpoint:
-  """A checkpoint that is written some leaves at a time, and is at its place only when it is whole.
+  """A checkpoint that is written some leaves at a time; a context, at whose end it appears at its place.
 
-  Until then everything lies in `<path>.partial_save`; what a killed run left there is removed.
+  Until then everything lies in `<path>.partial_save`, which goes where the context ends with an error. What a killed
+  run left there is removed when the next one begins.
   """
 
-  def __init__(self, path: pathlib.Path, paths: Mapping[str, Path]):
+  def __init__(self, path: pathlib.Path, paths: Mapping[str, Path], *, extra: Any = None):
     """Makes room for it.
 
     Args:
       path: where it will be.
       paths: the place in the tree of every leaf that will be written, by name; as in `SavedLeaves`.
+      extra: a JSON value kept beside the tree, for `orbax.load_extra`.
 
     Raises:
       ConfigError: if there is something at `path`.
@@ -133,12 +138,34 @@ class GrowingCheckpoint:
     self._waiting: dict[str, Any] = {}
     self._open = set(self._paths)
     self._under_way: Any = None
+    # As a JSON text, as in orbax.save.
+    self._custom = {"extra": json.dumps(extra)}
     if jax.process_index() == 0:
       self.path.parent.mkdir(parents=True, exist_ok=True)
-      for left in self.path.parent.glob(f"{self.path.name}.partial_save*"):
-        shutil.rmtree(left)
+      self._remove()
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"room for {self.path}")
+
+  def __enter__(self) -> "GrowingCheckpoint":
+    return self
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    """Moves the checkpoint to its place, or removes what there is of it.
+
+    Raises:
+      MismatchedTrees: names the leaves that were never written.
+      CannotWrite: on a full disk.
+    """
+    if error is None and not self._open:
+      self._settle()
+      attempt_write(self.path, lambda: ocp.partial.finalize(self.path))
+      return
+    with contextlib.suppress(CannotWrite):
+      self._settle()
+    if jax.process_index() == 0:
+      self._remove()
+    if error is None:
+      raise MismatchedTrees(f"{self.path}: never written: {', '.join(sorted(self._open))}")
 
   def write(self, leaves: Mapping[str, Any]) -> None:
     """Takes leaves; returns when they are on their way, before they are on disk.
@@ -151,32 +178,13 @@ class GrowingCheckpoint:
     # Orbax adds to dictionaries, but not to lists: the leaves of a list wait until it is whole.
     blocked = {self._units[name] for name in self._open}
     ready = {n: x for n, x in self._waiting.items() if self._units[n] not in blocked}
-    # The last ones wait for what `finish` has to say.
-    if self._open:
-      self._send(ready)
-
-  def finish(self, extra: Any = None) -> None:
-    """Ends the checkpoint, with the JSON value `extra` beside it (`orbax.load_extra`), and moves it to its place.
-
-    Raises:
-      MismatchedTrees: names the leaves that were never written.
-      CannotWrite: on a full disk.
-    """
-    if self._open:
-      raise MismatchedTrees(f"{self.path}: never written: {', '.join(sorted(self._open))}")
-    # As a JSON text, as in orbax.save.
-    self._send(self._waiting, {"extra": json.dumps(extra)})
-    self._settle()
-    attempt_write(self.path, lambda: ocp.partial.finalize(self.path))
-
-  def _send(self, leaves: Mapping[str, Any], custom: Any = None) -> None:
-    if not leaves:
+    if not ready:
       return
     self._settle()
-    tree = _nested({self._paths[name]: x for name, x in leaves.items()})
-    self._waiting = {n: x for n, x in self._waiting.items() if n not in leaves}
+    self._waiting = {n: x for n, x in self._waiting.items() if n not in ready}
+    tree = _nested({self._paths[name]: x for name, x in ready.items()})
     self._under_way = attempt_write(
-      self.path, lambda: ocp.partial.save_async(self.path, tree, custom_metadata=custom)
+      self.path, lambda: ocp.partial.save_async(self.path, tree, custom_metadata=self._custom)
     )
 
   def _settle(self) -> None:
@@ -185,6 +193,11 @@ class GrowingCheckpoint:
       response, self._under_way = self._under_way, None
       attempt_write(self.path, response.result)
 
+  def _remove(self) -> None:
+    for left in self.path.parent.iterdir():
+      if left.name.startswith(f"{self.path.name}.partial_save"):
+        shutil.rmtree(left)
+
 
 def check_free(path: pathlib.Path) -> None:
   """Raises ConfigError if there is something at `path`."""
@@ -192,8 +205,24 @@ def check_free(path: pathlib.Path) -> None:
     raise ConfigError(f"{path} exists already: delete it, or give another directory")
 
 
+def check_room(path: pathlib.Path, needed: int) -> None:
+  """Raises CannotWrite unless the disk on which `path` will be has so many bytes free."""
+  place = pathlib.Path(path).absolute()
+  free = shutil.disk_usage(next(p for p in place.parents if p.exists())).free
+  if needed > free:
+    raise CannotWrite(
+      f"{path}: the result takes {needed} bytes ({needed / 1e9:.1f} GB) on this disk, and {free}"
+      f" ({free / 1e9:.1f} GB) are free; free some space or give a directory elsewhere"
+    )
+
+
 def _is_empty(node: Any) -> bool:
   return node is None or (isinstance(node, dict | list | tuple) and not node)
+
+
+def _dtype(leaf: Any) -> Any:
+  """The dtype of a leaf of the metadata; that of a text is no dtype of an array."""
+  return np.dtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf))
 
 
 def _unit(path: Path) -> Path:
