@@ -7,8 +7,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.merging.collectives import sent
+from tests.streaming import mesh_cases
 from wam.core import counters, parts, trees
-from wam.merging import in_memory, rules
+from wam.merging import in_memory, methods, rules
+from wam.merging.methods import METHODS
 from wam.merging.rules import KthLargest, Sum
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -252,3 +254,24 @@ def test_nothing_of_the_size_of_a_shard_leaves_its_device(rule, group, axis):
       np.testing.assert_array_equal(x, expected[name])
     else:
       np.testing.assert_allclose(x, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "with_init"), mesh_cases.CASES)
+def test_no_method_gathers_a_leaf(name, with_init):
+  """A stacked leaf of rank 4 over its last axis, which rows of [first axis, rest] would cut: then over its rows."""
+  row, shape = METHODS[name], (4, 8, 8, 16)
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  spec = PartitionSpec(None, "x") if row.whole_rows else PartitionSpec(None, None, None, "x")
+  where = NamedSharding(mesh, spec)
+  leaf = {"layers/q/kernel": jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where)}
+  members, keywords = mesh_cases.arguments(name, with_init, lambda _: leaf)
+  trees_ = {k: keywords.pop(k) for k in ("init", "importances") if k in keywords}
+  compiled = (
+    jax.jit(lambda m, t: methods.merge(name, m, **t, **keywords)).lower(members, trees_).compile()
+  )
+  (result,) = compiled.output_shardings.values()
+  assert result.is_equivalent_to(where, 4)
+  # Sums for every layer: of the products of three members and a base, or of the rows.
+  assert all(what == "all-reduce" and size <= 4 * 16 for what, size in sent(compiled)), sent(
+    compiled
+  )
