@@ -6,8 +6,11 @@ The methods are in table.py. Importing this does not import JAX.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wam.core.errors import ConfigError, unknown_name
 from wam.core.types import PyTree
+from wam.merging.rules import Group
 from wam.merging.table import METHODS, Method
 
 if TYPE_CHECKING:
@@ -94,6 +97,34 @@ def per_member(name: str, values: Mapping[str, Any], num_members: int) -> dict[s
   return resolved
 
 
+def _rehearse(
+  name: str,
+  parameters: Mapping[str, Any],
+  coefficients: Any,
+  num_members: int,
+  *,
+  has_init: bool,
+) -> None:
+  """Begins the rule with what is known now: under jit a coefficient is not, and could not be refused.
+
+  Raises:
+    ConfigError: what the rule has against its parameters or coefficients.
+  """
+  known = None
+  if isinstance(coefficients, list | tuple | np.ndarray) and len(coefficients) == num_members:
+    if all(isinstance(c, int | float | np.number) for c in coefficients):
+      known = tuple(np.float32(c) for c in coefficients)
+  elif coefficients is None:
+    known = (np.float32(1),) * num_members
+  if known is None:
+    return
+  values = per_member(name, parameters, num_members)
+  values.pop("group", None)
+  steps = METHODS[name].rule(Group(np, num_members, 1, has_init, known), **values)
+  next(steps, None)
+  steps.close()
+
+
 def merge(
   name: str,
   members: PyTree,
@@ -140,9 +171,12 @@ def merge(
   ):
     if wanted != (value is not None):
       raise ConfigError(f"{name} {'needs' if wanted else 'does not take'} {what}")
+  if importances is not None and len(importances) != len(members):
+    raise ConfigError(f"expected importances of {len(members)} members, found {len(importances)}")
   values = {**method.defaults, **parameters}
   if "group" in values:
     values["group"] = group_of(values, has_init=init is not None)
+  _rehearse(name, values, coefficients, len(members), has_init=init is not None)
   if method.function is not None:
     return method.function(members, init, coefficients, out_dtype=out_dtype, **values)
   default = method.default_coefficient
