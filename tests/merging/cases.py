@@ -172,8 +172,8 @@ CASES = [
   thinned("dare_ties", density=0.5),
   thinned("della", density=0.5),
   thinned("della_linear", density=0.5),
-  thinned("sce"),
   thinned("sce", select_topk=0.5),
+  thinned("sce"),
   thinned("ties", density=0.5),
 ]
 # The first case of every method, with an init and without.

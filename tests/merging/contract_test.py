@@ -92,7 +92,8 @@ def test_float32_members_equal_the_float64_twin(case):
   assert_near(merged, trees.unflatten(expected_of(case, init, members)), rtol=1e-6, atol=1e-6)
 
 
-@each
+# Not SCE's selection: variances of bfloat16 numbers tie, and rounding decides in float32 which of them are largest.
+@pytest.mark.parametrize("case", [c for c in CASES if (c in FIRST) != (c.method == "sce")], ids=str)
 def test_bfloat16_members_equal_the_float64_twin_after_one_rounding(case):
   init, members = given(case, [QUERY], ml_dtypes.bfloat16)
   merged = trees.flatten(unrolled(run(case, init, members)))
