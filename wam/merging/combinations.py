@@ -69,7 +69,14 @@ def interpolation(group: Group, *, eta: float = 0.5, extrapolate: bool = False) 
   """
   del extrapolate
   yield from ()
-  return lambda block: block.base + eta * block.delta(0)
+
+  def apply(block: Block) -> Any:
+    step = block.delta(0)
+    step *= eta
+    step += block.base
+    return step
+
+  return apply
 
 
 def extrapolation(group: Group, *, alpha: float = 0.3) -> Steps:
