@@ -68,6 +68,7 @@ def merge_files(
   """
   if form not in FORMATS:
     raise unknown_name("format", form, FORMATS)
+  engine.check_options(plan.outputs, rounding=rounding, threads=threads, memory=memory)
   options = {"format": form, "rounding": rounding, "allow_non_finite": allow_non_finite}
   mark = fingerprint(plan, options | {"shard_bytes": shard_bytes})
   if form == "orbax":
