@@ -18,7 +18,7 @@ from wam.core.errors import check_same_trees
 from wam.core.names import describe
 from wam.core.parts import Parts
 from wam.core.types import PyTree
-from wam.merging import pieces, rules
+from wam.merging import pace, pieces, rules
 from wam.merging.bisection import kth_largest
 from wam.merging.members import (
   Columns,
@@ -105,7 +105,7 @@ def merge_trees(
   dynamic = {k: v for k, v in parameters.items() if isinstance(v, jax.Array)}
   static = _hashable({k: v for k, v in parameters.items() if k not in dynamic})
   cut: dict[str, list[Any]] = {}
-  for batch in pieces.batches(tree, described, group):
+  for number, batch in enumerate(pieces.batches(tree, described, group)):
     batch = Batch(
       tuple(p for p in batch.pieces if is_floating(every.leaves[p.leaf][0])), batch.mapped
     )
@@ -135,7 +135,9 @@ def merge_trees(
     )
     if seed is not None:
       values = _with_words(program, values, dynamic, batch, seed)
-    for piece, value in zip(batch.pieces, _run(program, values, dynamic), strict=True):
+    results = _run(program, values, dynamic)
+    pace.keep(number, results)
+    for piece, value in zip(batch.pieces, results, strict=True):
       cut.setdefault(piece.leaf, []).append((piece, value))
   merged = {n: pieces.put_together(x) for n, x in cut.items()}
   return every.rebuild([merged.get(n, x[0]) for n, x in every.leaves.items()])

@@ -22,6 +22,7 @@ from wam.core.errors import ConfigError, MismatchedTrees, unknown_name
 from wam.core.parts import Parts
 from wam.core.types import PyTree
 from wam.merging import gram as gram_rules
+from wam.merging import pace
 from wam.merging.gram import REASONS, SPHERICAL
 from wam.merging.members import (
   Columns,
@@ -101,9 +102,10 @@ def _aligned(init: PyTree, members: PyTree) -> tuple[dict[str, jax.Array], Colum
 def _gram(base: dict[str, jax.Array], every: Columns, parts: Parts) -> jax.Array:
   floating = [name for name, leaf in base.items() if is_floating(leaf)]
   indices = parts.indices()
-  products = [
-    _leaf_gram(base[name], every.leaves[name], stacked=indices[name].ndim) for name in floating
-  ]
+  products = []
+  for number, name in enumerate(floating):
+    products.append(_leaf_gram(base[name], every.leaves[name], stacked=indices[name].ndim))
+    pace.keep(number, products[-1])
   num_members = len(next(iter(every.leaves.values())))
   places = [indices[name] for name in floating]
   return _sum_groups(products, places, num_groups=len(parts.names), num_members=num_members)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from wam.core import counters
 from wam.core.errors import ConfigError, NonFinite
 from wam.core.names import Leaf
-from wam.merging import rules
+from wam.merging import pace, rules
 from wam.merging.in_memory import places
 from wam.streaming.engine import Survival
 from wam.streaming.mesh_inputs import Given, Inputs
@@ -70,6 +70,7 @@ class Finish:
       sources = tuple(tree[name] for tree in given.trees())
       store = _program(self._where[name], self._dtypes[name])
       stored[name], notes[name] = store(merged.pop(name), sources, self._words(name))
+      pace.keep(len(stored), stored[name])
     # One wait for all.
     for name, (numbers, finite) in jax.device_get(notes).items():
       if not self._allow:
