@@ -31,6 +31,12 @@ class Survival:
     for field in dataclasses.fields(self):
       setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
+  def plus(self, other: "Survival") -> "Survival":
+    """Of both sets of entries together."""
+    total = dataclasses.replace(self)
+    total.add(other)
+    return total
+
   @property
   def lost(self) -> float:
     """‖stored - result‖ / ‖result - origin‖: the share of the update's norm that rounding took; 0 without an update."""

@@ -8,7 +8,7 @@ threads changes a bit. Formats, recipes and manifests live elsewhere.
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from wam.core.errors import ConfigError, NonFinite
 from wam.merging import rules
 from wam.merging.methods import METHODS, Method, promises
 from wam.merging.rules import Block, Group, KthLargest, Sum
-from wam.streaming import blocks
+from wam.streaming import blocks, workers
 from wam.streaming.blocks import BFLOAT16, FLOATS, Place
 from wam.streaming.casts import Report, Survival, round_stochastically, survival_of
 from wam.streaming.plan import Output, Reader, Sink
 from wam.streaming.selection import Selection, sample_size
-from wam.streaming.sweeps import Job, Pool, Sweep
+from wam.streaming.sweeps import Job, Pool, Sweep, carry_out
 from wam.streaming.workload import (
   Counter,
   affordable_threads,
@@ -32,6 +32,9 @@ from wam.streaming.workload import (
   inputs_of,
   source_of_copy,
 )
+
+# Below this many bytes of output, processes take longer to begin than to do the work.
+_FORK_BYTES = 32 << 20
 
 ROUNDINGS = ("nearest", "stochastic")
 # What survives of an update is measured on every block up to this many entries, then on a share of the blocks.
@@ -100,6 +103,16 @@ def check_options(
   return affordable_threads(outputs, threads=threads or default_threads(), memory=memory)
 
 
+class _Made(NamedTuple):
+  """What became of a group."""
+
+  names: list[str]
+  survival: dict[str, Survival] = {}  # noqa: RUF012 (never changed)
+  copied: list[str] = []  # noqa: RUF012
+  read: int = 0  # bytes, where a process of its own made it
+  written: int = 0
+
+
 class _Run:
   """One call of `execute`."""
 
@@ -129,41 +142,57 @@ class _Run:
 
   def execute(self, progress: Progress | None) -> Report:
     start = time.perf_counter()
-    pool = Pool((self._job(group) for group in self.groups), self.threads)
-    if progress is None:
-      pool.run()
+    watch = None if progress is None else functools.partial(self._watch, progress)
+    if self._worth_forking():
+      workers.run(
+        len(self.groups), self._work, self._finished, num_workers=self.threads, watch=watch
+      )
     else:
-      watch = progress
-      pool.run(lambda: watch(self.written.value, self.total))
+      Pool(map(self._job, self.groups), self.threads, self._finished).run(watch)
+    if progress is not None:
       progress(self.total, self.total)
     self.report.seconds = time.perf_counter() - start
-    self.report.bytes_read = self.bytes.value
-    self.report.bytes_written = self.written.value
     return self.report
 
+  def _worth_forking(self) -> bool:
+    """Whether processes can share the work: more than a moment of it, and no group that is most of it."""
+    largest = max((sum(x.num_bytes for x in g) for g in self.groups), default=0)
+    shared = self.total >= max(_FORK_BYTES, self.threads * largest)
+    return self.threads > 1 and shared and workers.can_fork()
+
+  def _watch(self, progress: Progress) -> None:
+    progress(max(self.written.value, self.report.bytes_written), self.total)
+
+  def _work(self, number: int) -> "_Made":
+    """A group from beginning to end, in this thread."""
+    read, written = self.bytes.value, self.written.value
+    made = carry_out(self._job(self.groups[number]))
+    return made._replace(read=self.bytes.value - read, written=self.written.value - written)
+
+  def _finished(self, made: "_Made") -> None:
+    for name in made.names:
+      self.sink.complete(name)
+    self.report.survival |= made.survival
+    self.report.copied += made.copied
+    self.report.bytes_read += made.read or self.bytes.take()
+    self.report.bytes_written += made.written or self.written.take()
+
   def _job(self, group: list[Output]) -> Job:
-    """All that is done for a group."""
-    for output in group:
-      if not output.num_entries:
-        self.sink.complete(output.name)
+    """All that is done for a group; ends with what was made."""
+    names = [x.name for x in group]
     group = [x for x in group if x.num_entries]
-    if not group:
-      return
     copied = source_of_copy(group[0]) if len(group) == 1 else None
     if copied is not None:
       yield self._copies(group[0], copied)
-      self.sink.complete(group[0].name)
-      self.report.copied.append(group[0].name)
-      return
-    method = METHODS[group[0].method]
-    apply = yield from self._rule(group, method)
-    for output in group:
-      results = yield self._last_sweep(output, method, apply)
-      survival = Survival()
-      for result in results:
-        survival.add(result)
-      self.report.survival[output.name] = survival
-      self.sink.complete(output.name)
+      return _Made(names, copied=names)
+    survivals: dict[str, Survival] = {}
+    if group:
+      method = METHODS[group[0].method]
+      apply = yield from self._rule(group, method)
+      for output in group:
+        results = yield self._last_sweep(output, method, apply)
+        survivals[output.name] = functools.reduce(Survival.plus, results)
+    return _Made(names, survivals)
 
   def _rule(self, group: list[Output], method: Method) -> Any:
     """Runs the rule up to its `apply`, answering its requests by sweeps."""

@@ -12,8 +12,19 @@ from typing import Any
 
 # A sweep: functions to be called, in any order and on any thread; their results come back in this order.
 Sweep = Sequence[Callable[[], Any]]
-# Asks for sweeps by yielding them and is sent their results; what it returns is dropped.
-Job = Generator[Sweep, list[Any], None]
+# Asks for sweeps by yielding them and is sent their results; returns what came of it.
+Job = Generator[Sweep, list[Any], Any]
+
+
+def carry_out(job: Job) -> Any:
+  """A job from beginning to end in this thread."""
+  results: list[Any] | None = None
+  while True:
+    try:
+      sweep = next(job) if results is None else job.send(results)
+    except StopIteration as stop:
+      return stop.value
+    results = [function() for function in sweep]
 
 
 class _Running:
@@ -29,8 +40,11 @@ class _Running:
 class Pool:
   """Threads that carry out jobs; stops at the first error."""
 
-  def __init__(self, jobs: Iterable[Job], num_threads: int):
-    """Takes the jobs, which are begun in this order."""
+  def __init__(
+    self, jobs: Iterable[Job], num_threads: int, finished: Callable[[Any], None] = lambda _: None
+  ):
+    """Takes the jobs, which are begun in this order; `finished` is called with what each returns, one at a time."""
+    self._finished_job = finished
     self._jobs = iter(jobs)
     self._num_threads = num_threads
     self._lock = threading.Condition()
@@ -117,8 +131,9 @@ class Pool:
     while True:
       try:
         sweep = next(job) if results is None else job.send(results)
-      except StopIteration:
+      except StopIteration as stop:
         with self._lock:
+          self._finished_job(stop.value)
           self._active -= 1
           self._lock.notify_all()
         return

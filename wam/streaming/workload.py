@@ -66,6 +66,12 @@ class Counter:
     with self._lock:
       self.value += amount
 
+  def take(self) -> int:
+    """The count, which starts at 0 again."""
+    with self._lock:
+      value, self.value = self.value, 0
+      return value
+
 
 def bytes_of(readers: Iterable[Reader], entries: int) -> int:
   """What reading so many entries of each takes."""
