@@ -97,6 +97,11 @@ def shapes(size: dict[str, int]) -> dict[str, tuple[int, ...]]:
   return found | {"model.norm.weight": (width,), "lm_head.weight": (size["vocab"], width)}
 
 
+def drawn(seed: list[int], shape: tuple[int, ...], scale: float) -> np.ndarray:
+  """Normal numbers of this deviation, float32."""
+  return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(scale)
+
+
 def make_models(folder: pathlib.Path, size: dict[str, int]) -> list[pathlib.Path]:
   """A base with weights of deviation 0.02, and fine-tunes that moved by 5e-4."""
   from wam.checkpoints import safetensors
@@ -127,12 +132,9 @@ def make_models(folder: pathlib.Path, size: dict[str, int]) -> list[pathlib.Path
 
     def tensor(name: str, i: int = i) -> np.ndarray:
       number = list(every).index(name)
-      draw = lambda seed: np.random.default_rng([seed, number]).standard_normal(
-        every[name], np.float32
-      )  # noqa: E731
-      values = draw(0) * np.float32(0.02)
+      values = drawn([0, number], every[name], 0.02)
       if i:
-        values += draw(i) * np.float32(5e-4)
+        values += drawn([i, number], every[name], 5e-4)
       return values.astype(ml_dtypes.bfloat16)
 
     with safetensors.new_directory(path) as directory:
@@ -144,7 +146,7 @@ def make_models(folder: pathlib.Path, size: dict[str, int]) -> list[pathlib.Path
 
 
 class Run(NamedTuple):
-  """One run of a command; memory in bytes."""
+  """One run of a command; memory in bytes, the resident one of its largest process."""
 
   seconds: float
   cpu: float
@@ -152,8 +154,21 @@ class Run(NamedTuple):
   anonymous: float
 
 
+def anonymous(pid: int) -> int:
+  """Private memory of a process and of those it has started, in bytes."""
+  total = 0
+  try:
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+      if line.startswith("RssAnon:"):
+        total = int(line.split()[1]) * 1024
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+  except OSError:
+    return total
+  return total + sum(anonymous(int(child)) for child in children)
+
+
 def measure(command: list[str], environment: dict[str, str] | None = None) -> Run:
-  """Runs a command to its end; anonymous memory is sampled every 10 ms."""
+  """Runs a command to its end; the anonymous memory of all its processes is sampled every 10 ms."""
   start = time.perf_counter()
   with open(os.devnull, "w") as null:
     process = subprocess.Popen(
@@ -163,15 +178,8 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> Ru
   ended = threading.Event()
 
   def watch() -> None:
-    while not ended.is_set():
-      try:
-        status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-      except OSError:
-        return
-      for line in status.splitlines():
-        if line.startswith("RssAnon:"):
-          peak[0] = max(peak[0], int(line.split()[1]) * 1024)
-      ended.wait(0.01)
+    while not ended.wait(0.01):
+      peak[0] = max(peak[0], anonymous(process.pid))
 
   watcher = threading.Thread(target=watch)
   watcher.start()

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.toys import OVERRIDES, TINY
 from wam.cli import main as cli
+from wam.merging.methods import METHODS
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -53,8 +54,10 @@ def test_runs_are_those_of_the_shipped_configs():
 
 @pytest.fixture
 def demo(demo_directory, monkeypatch):
-  """The directory in which `make demo` was run, as the current one."""
+  """The directory in which `make demo` was run, as the current one, with the README's recipe in it."""
   monkeypatch.chdir(demo_directory)
+  (recipe,) = (text for kind, text in BLOCKS if kind == "yaml")
+  (demo_directory / "recipe.yaml").write_text(recipe)
   return demo_directory
 
 
@@ -71,6 +74,12 @@ def test_commands_on_a_run(command, demo, capsys):
     arguments += [o for o in TINY if ".problem." in o]
   assert cli.main(arguments) == 0
   assert capsys.readouterr().out
+
+
+def test_the_table_of_methods_is_complete():
+  rows = [line for line in README.splitlines() if line.startswith("| `")]
+  named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+  assert named >= set(METHODS)
 
 
 def test_every_command_is_covered():
