@@ -40,8 +40,8 @@ def _many(method, names="abc", *, base=True, per_model="", shared=""):
 
 
 # name -> (recipe, kind). "exact": every bit in float32. "rounding": the order of additions, fused multiply-adds
-# (addcmul of torch) or sums over tensors differ in last bits. "edge": so they do, and an entry next to a threshold may be kept
-# by one and dropped by the other.
+# (addcmul of torch) or sums over tensors differ in last bits. "edge": so they do, and an entry next to a threshold may
+# be kept by one and dropped by the other.
 DETERMINISTIC = {
   "linear": (_many("linear", base=False, per_model="weight: 0.#3"), "rounding"),
   "linear_sum": (
