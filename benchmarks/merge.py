@@ -1,6 +1,6 @@
 """Seconds and memory of whole merges from the shell prompt: wam, mergekit and plain copies of the same files, in turns.
 
-python benchmarks/merge.py [--size 1b] [--rounds 3] [--slow-rounds 1] [--only linear] [--folder DIR] [--json FILE]
+python benchmarks/merge.py [--size 1b] [--rounds 3] [--mergekit-rounds 1] [--only ties slerp] [--folder DIR]
 
 Makes its own checkpoints of TinyLlama's shape (1.1 B parameters, bfloat16, a base and three fine-tunes, 2.2 GB each; or
 of 100 M) and leaves them in the folder. "copy" reads all inputs and writes the output with `cat`. Page cache warm, and
@@ -50,11 +50,10 @@ SIZES = {
 
 
 class Case(NamedTuple):
-  """A recipe: how many models are read, base included, and whether mergekit takes minutes over it."""
+  """A recipe, and how many models are read for it, the base included."""
 
   models: int
   recipe: str
-  slow: bool = False
 
 
 def recipe(method: str, names: str, *, base: bool, each: str = "", shared: str = "") -> str:
@@ -74,12 +73,12 @@ CASES = {
   "task_arithmetic": Case(4, recipe("task_arithmetic", "123", base=True, each=THIRD)),
   "model_stock": Case(4, recipe("model_stock", "123", base=True)),
   "karcher": Case(3, recipe("karcher", "123", base=False)),
-  "dare_linear": Case(4, recipe("dare_linear", "123", base=True, each=HALF), slow=True),
-  "dare_ties": Case(4, recipe("dare_ties", "123", base=True, each=HALF), slow=True),
-  "breadcrumbs": Case(4, recipe("breadcrumbs", "123", base=True, each=HALF), slow=True),
-  "ties": Case(4, recipe("ties", "123", base=True, each=HALF), slow=True),
-  "della": Case(4, recipe("della", "123", base=True, each=HALF), slow=True),
-  "sce": Case(4, recipe("sce", "123", base=True, shared="select_topk: 0.5"), slow=True),
+  "dare_linear": Case(4, recipe("dare_linear", "123", base=True, each=HALF)),
+  "dare_ties": Case(4, recipe("dare_ties", "123", base=True, each=HALF)),
+  "breadcrumbs": Case(4, recipe("breadcrumbs", "123", base=True, each=HALF)),
+  "ties": Case(4, recipe("ties", "123", base=True, each=HALF)),
+  "della": Case(4, recipe("della", "123", base=True, each=HALF)),
+  "sce": Case(4, recipe("sce", "123", base=True, shared="select_topk: 0.5")),
 }
 
 
@@ -221,11 +220,9 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--size", choices=SIZES, default="1b")
-  parser.add_argument(
-    "--rounds", type=int, default=3, help="of everything but mergekit's slow methods"
-  )
-  parser.add_argument("--slow-rounds", type=int, default=1, help="of mergekit's slow methods")
-  parser.add_argument("--only", default="", help="part of a case's name")
+  parser.add_argument("--rounds", type=int, default=3, help="of wam and of copying")
+  parser.add_argument("--mergekit-rounds", type=int, default=1, help="it takes minutes for some")
+  parser.add_argument("--only", nargs="+", default=list(CASES), help="names of cases")
   parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "build" / "benchmark-merge")
   parser.add_argument("--json", type=pathlib.Path, help="write every measurement to this file")
   options = parser.parse_args()
@@ -239,12 +236,12 @@ def main() -> None:
   results: dict[str, dict[str, list[Run]]] = {}
   print(f"load {os.getloadavg()[0]:.1f} before", flush=True)
   for name, case in CASES.items():
-    if options.only not in name:
+    if name not in options.only:
       continue
     found = results.setdefault(name, {})
     for number in range(options.rounds):
       for system, command in commands(case, models, folder, hashes=name == "linear of 2").items():
-        if system == "mergekit" and case.slow and number >= options.slow_rounds:
+        if system == "mergekit" and number >= options.mergekit_rounds:
           continue
         shutil.rmtree(folder / "out", ignore_errors=True)
         shutil.rmtree(folder / "cache", ignore_errors=True)

@@ -13,6 +13,7 @@ when all of it is there, and a merge that was interrupted goes on where it was w
 import argparse
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Plans, and unless asked otherwise merges; 0, or 2 where a verification found something."""
+  """Plans, and unless asked otherwise merges; 0, 2 where a verification found something, 130 after Ctrl-C."""
   options = _parser().parse_args(arguments)
   if options.methods:
     return _print_methods()
@@ -65,6 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         started=None if options.quiet else _say_what_is_there,
         progress=progress,
       )
+  except KeyboardInterrupt:
+    print("wam merge: interrupted; the same command goes on where it was", file=sys.stderr)
+    return 128 + signal.SIGINT
   finally:
     for source in plan.sources.values():
       source.close()
