@@ -50,7 +50,14 @@ def mesh():
   return jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-@pytest.mark.parametrize(("name", "with_init"), CASES)
+# One of every kind; compiling all of them for eight devices takes more than a minute.
+QUICK = {"linear", "slerp", "model_stock", "ties", "dare_linear", "fisher", "della", "passthrough"}
+
+
+@pytest.mark.parametrize(
+  ("name", "with_init"),
+  [pytest.param(*case, marks=[] if case[0] in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_every_method_equals_the_merge_in_memory(name, with_init, saved, mesh, tmp_path):
   members, keywords = mesh_cases.arguments(name, with_init, lambda x: saved / x)
   report = merge_checkpoints(name, members, tmp_path / "out", mesh=mesh, **keywords)
