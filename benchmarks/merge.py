@@ -3,7 +3,7 @@
 python benchmarks/merge.py [--size 1b] [--rounds 3] [--mergekit-rounds 1] [--only ties slerp] [--folder DIR]
 
 Makes its own checkpoints of TinyLlama's shape (1.1 B parameters, bfloat16, a base and three fine-tunes, 2.2 GB each; or
-of 100 M) and leaves them in the folder. "copy" reads all inputs and writes the output with `cat`. Page cache warm, and
+of 87 M) and leaves them in the folder. "copy" reads all inputs and writes the output with `cat`. Page cache warm, and
 nothing is fsynced by any of them. mergekit is left out, with a message, where its environment is missing.
 """
 
