@@ -1,5 +1,6 @@
 """A checked plan, carried out: weights, config, tokenizer and manifest, which appear together when all is there."""
 
+import functools
 import hashlib
 import json
 import os
@@ -93,31 +94,46 @@ def merge_files(
       progress=_named(progress, "merging"),
     )
 
-    def record(directory: pathlib.Path) -> bytes:
-      outputs = [p for p in sorted(directory.rglob("*")) if p.is_file()]
-      inputs = [p for source in plan.sources.values() for p in source.files]
-      found: dict[pathlib.Path, str | None] = dict.fromkeys(inputs)
-      made: dict[pathlib.Path, str | None] = dict.fromkeys(outputs)
-      if with_hashes:
-        number = threads or default_threads()
-        found |= hashes.hash_files(
-          inputs, threads=number, progress=_named(progress, "hashing inputs")
-        )
-        made |= hashes.hash_files(
-          outputs, threads=number, progress=_named(progress, "hashing outputs"), cache=False
-        )
-      content = manifest.build(
-        plan,
-        outputs_directory=directory,
-        input_hashes=found,
-        output_hashes=made,
-        report=report,
-        options=options,
-      )
-      return manifest.text(content).encode()
-
+    record = functools.partial(
+      _manifest,
+      plan,
+      report,
+      options=options,
+      threads=(threads or default_threads()) if with_hashes else 0,
+      progress=progress,
+    )
     sink.finish(companions(plan) | {manifest.FILE_NAME: record}, flush=flush)
   return report
+
+
+def _manifest(
+  plan: Plan,
+  report: Report,
+  directory: pathlib.Path,
+  *,
+  options: Mapping[str, Any],
+  threads: int,
+  progress: Progress | None,
+) -> bytes:
+  """The manifest of what lies in the directory; without hashes where no thread is to make them."""
+  outputs = [p for p in sorted(directory.rglob("*")) if p.is_file()]
+  inputs = [p for source in plan.sources.values() for p in source.files]
+  found: dict[pathlib.Path, str | None] = dict.fromkeys(inputs)
+  made: dict[pathlib.Path, str | None] = dict.fromkeys(outputs)
+  if threads:
+    watch = _named(progress, "hashing inputs")
+    found |= hashes.hash_files(inputs, threads=threads, progress=watch)
+    watch = _named(progress, "hashing outputs")
+    made |= hashes.hash_files(outputs, threads=threads, progress=watch, cache=False)
+  content = manifest.build(
+    plan,
+    outputs_directory=directory,
+    input_hashes=found,
+    output_hashes=made,
+    report=report,
+    options=options,
+  )
+  return manifest.text(content).encode()
 
 
 def companions(plan: Plan) -> dict[str, Extra]:
