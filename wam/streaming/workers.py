@@ -1,7 +1,7 @@
 """Jobs in forked processes: threads of one interpreter wait for its lock between any two array operations.
 
 Forking is safe only where nothing else runs in this process: no threads, no JAX; elsewhere sweeps.py does the same work
-in threads, which takes up to twice as long. Workers hold the files that their parent opened, and end with it.
+in threads. Workers hold the files that their parent opened, and end with it.
 """
 
 import contextlib
