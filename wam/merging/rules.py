@@ -35,7 +35,6 @@ class Block:
     coefficients: M scalars.
     importances: M arrays of that shape, where the method takes them.
     bits: (stream) -> uniform uint16 of that shape; the same for an entry however the tensor is cut.
-    whole_rows: whether the last axis holds whole rows, as the rule asked for.
   """
 
   xp: Any
@@ -225,8 +224,3 @@ def keep_only(block: Block, merged: Array) -> Array:
 def key_words(seed: int, name: str, stream: str) -> tuple[int, int]:
   """The key of a random stream of one tensor."""
   return counters.words(seed, f"merge/{stream}/{name}")
-
-
-def float_bits(values: np.ndarray) -> np.ndarray:
-  """Non-negative floats as unsigned integers of the same order."""
-  return values.view(np.uint32 if values.dtype.itemsize == 4 else np.uint64)
