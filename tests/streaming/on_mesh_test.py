@@ -68,13 +68,13 @@ def test_every_method_equals_the_merge_in_memory(name, with_init, saved, mesh, t
   assert report.bytes_read == SIZE * num_inputs
 
 
-def run_two(directory, cases):
+def run_two(saved, results, cases):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   processes = [
     subprocess.Popen(
-      [sys.executable, str(WORKER), str(directory), address, str(i), json.dumps(cases)],
+      [sys.executable, str(WORKER), str(saved), str(results), address, str(i), json.dumps(cases)],
       stderr=subprocess.PIPE,
       text=True,
       env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
@@ -87,14 +87,14 @@ def run_two(directory, cases):
     for process in processes:
       process.kill()
   assert [p.returncode for p in processes] == [0, 0], errors
-  return [json.loads((directory / f"notes{i}.json").read_text()) for i in range(2)]
+  return [json.loads((results / f"notes{i}.json").read_text()) for i in range(2)]
 
 
-def check_two(saved, cases):
-  notes = run_two(saved, cases)
+def check_two(saved, results, cases):
+  notes = run_two(saved, results, cases)
   for name, with_init in cases:
     key = f"{name} {with_init}"
-    assert_equal(name, orbax.load(saved / key), mesh_cases.expected(name, with_init))
+    assert_equal(name, orbax.load(results / key), mesh_cases.expected(name, with_init))
     row = METHODS[name]
     num_inputs = (min(3, row.max_members or 3)) * (1 + row.importances) + with_init
     # Vectors of few entries may lie on all devices.
@@ -105,26 +105,26 @@ def check_two(saved, cases):
     assert notes[0][key]["update"] == notes[1][key]["update"]
 
 
-def test_two_processes_equal_one_and_read_half_each(saved, mesh):
+def test_two_processes_equal_one_and_read_half_each(saved, mesh, tmp_path):
   large = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   for i in range(2):
     # Of noise, that cannot be compressed.
     values = np.random.default_rng(i).normal(size=(1024, 2048)).astype(np.float32)
     orbax.save(saved / f"large {i}", {"kernel": jax.device_put(values, large)})
-  check_two(saved, [("slerp", True), ("della", True)])
-  notes = [json.loads((saved / f"notes{i}.json").read_text())["large"] for i in range(2)]
+  check_two(saved, tmp_path, [("slerp", True), ("della", True)])
+  notes = [json.loads((tmp_path / f"notes{i}.json").read_text())["large"] for i in range(2)]
   size = 2 * 4 * 1024 * 2048
   assert [x["held"] for x in notes] == [size / 2] * 2
   # Of the files, too, and not only of what is kept; floats of noise can be compressed by a tenth.
   assert all(0.4 * size < x["read"] < 0.6 * size for x in notes), notes
-  found = orbax.load(saved / "large merged")["kernel"]
+  found = orbax.load(tmp_path / "large merged")["kernel"]
   first, second = (np.asarray(orbax.load(saved / f"large {i}")["kernel"]) for i in range(2))
   np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_every_method_on_two_processes(saved):
-  check_two(saved, CASES)
+def test_every_method_on_two_processes(saved, tmp_path):
+  check_two(saved, tmp_path, CASES)
 
 
 def unrolled(tree):

@@ -21,7 +21,13 @@ def read_so_far() -> int:
   return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
-def main(directory: pathlib.Path, address: str, index: int, cases: list[tuple[str, bool]]) -> None:
+def main(
+  directory: pathlib.Path,
+  results: pathlib.Path,
+  address: str,
+  index: int,
+  cases: list[tuple[str, bool]],
+) -> None:
   jax.config.update("jax_num_cpu_devices", 4)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.distributed.initialize(address, num_processes=2, process_id=index)
@@ -31,7 +37,7 @@ def main(directory: pathlib.Path, address: str, index: int, cases: list[tuple[st
 
   def merge(key: str, name: str, members: list[pathlib.Path], out: str, **keywords: Any) -> None:
     before = read_so_far()
-    report = merge_checkpoints(name, members, directory / out, mesh=mesh, **keywords)
+    report = merge_checkpoints(name, members, results / out, mesh=mesh, **keywords)
     notes[key] = {
       "held": report.bytes_read,
       "written": report.bytes_written,
@@ -44,8 +50,9 @@ def main(directory: pathlib.Path, address: str, index: int, cases: list[tuple[st
     merge(f"{name} {with_init}", name, members, f"{name} {with_init}", **keywords)
   if (directory / "large 0").exists():
     merge("large", "linear", [directory / f"large {i}" for i in range(2)], "large merged")
-  (directory / f"notes{index}.json").write_text(json.dumps(notes))
+  (results / f"notes{index}.json").write_text(json.dumps(notes))
 
 
 if __name__ == "__main__":
-  main(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
+  source, results, address, index, cases = sys.argv[1:]
+  main(pathlib.Path(source), pathlib.Path(results), address, int(index), json.loads(cases))

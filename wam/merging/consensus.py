@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from wam.core.errors import ConfigError
-from wam.merging import sparsification
+from wam.merging import gram, sparsification
 from wam.merging.elections import Steps, added, elected
 from wam.merging.rules import Array, Block, Group, KthLargest, Sum
 from wam.merging.sparsification import Thinned
@@ -165,26 +165,24 @@ def sce(group: Group, *, select_topk: float = 1.0) -> Steps:
   xp = group.xp
   edge: Any = None
   if select_topk < 1:
-    (moved,) = yield [
-      Sum(lambda block: xp.sum((_spread(block) > 0).astype(block.members[0].dtype)))
-    ]
+    (moved,) = yield [Sum(lambda block: xp.sum((_spread(block) > 0).astype(_dtype(block))))]
     # In float32, as mergekit counts.
     k = (moved.astype(np.float32) * np.float32(select_topk)).astype(int)
     (edge,) = yield [KthLargest(_spread, k)]
     edge = xp.where(k > 0, sparsification.above(xp, edge), np.inf)
 
   def thin(block: Block) -> Iterator[tuple[Array, Array | None]]:
-    keep = None if edge is None else _spread(block) >= edge.astype(block.members[0].dtype)
+    keep = None
+    if edge is not None:
+      keep = block.remembered("sce", lambda: _spread(block) >= edge.astype(_dtype(block)))
     for delta in block.deltas():
       yield delta, keep
 
   def energies(block: Block) -> tuple[Any, ...]:
     sums = []
     for delta, keep in thin(block):
-      delta *= delta
-      if keep is not None:
-        delta *= keep.astype(delta.dtype)
-      sums.append(xp.sum(delta))
+      kept = delta if keep is None else delta * keep.astype(delta.dtype)
+      sums.append(gram.inner(xp, delta, kept))
     return tuple(sums)
 
   (energy,) = yield [Sum(energies)]
@@ -195,7 +193,7 @@ def sce(group: Group, *, select_topk: float = 1.0) -> Steps:
   mean = yield from elected(group, Thinned(thin), 1.0, "weights", "unweighted")
 
   def apply(block: Block) -> Array:
-    dtype = block.members[0].dtype
+    dtype = _dtype(block)
     shares = tuple(w.astype(dtype) for w in weights)
     return mean(dataclasses.replace(block, coefficients=shares))
 
@@ -215,5 +213,5 @@ def _spread(block: Block) -> Array:
   return total
 
 
-def _as(mask: Array, block: Block) -> Array:
-  return mask.astype(block.members[0].dtype)
+def _dtype(block: Block) -> Any:
+  return block.members[0].dtype

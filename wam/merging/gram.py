@@ -48,6 +48,16 @@ def inner_of_rows(xp: Any, a: Array, b: Array) -> Array:
   return head.sum(-1, dtype=np.float64) + rest
 
 
+def total(xp: Any, a: Array) -> Array:
+  """Σ a over all entries; float64 in NumPy, where it takes half the time of `sum`."""
+  if xp is not np:
+    return xp.sum(a)
+  flat = a.reshape(-1)
+  whole = flat.size // _RUN * _RUN
+  head = np.vecdot(flat[:whole].reshape(-1, _RUN), np.ones(_RUN, a.dtype))
+  return head.sum(dtype=np.float64) + flat[whole:].sum(dtype=np.float64)
+
+
 def inner_of_columns(xp: Any, a: Array, b: Array) -> Array:
   """Σ a·b along the first axis, which a number has too; float64 in NumPy."""
   if not a.shape:

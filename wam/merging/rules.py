@@ -35,6 +35,7 @@ class Block:
     coefficients: M scalars.
     importances: M arrays of that shape, where the method takes them.
     bits: (stream) -> uniform uint16 of that shape; the same for an entry however the tensor is cut.
+    memory: (name, mask) -> mask(), or what it was when this block was gone through before.
   """
 
   xp: Any
@@ -43,6 +44,7 @@ class Block:
   coefficients: tuple[Any, ...]
   importances: tuple[Array, ...] = ()
   bits: Callable[[str], Array] | None = None
+  memory: Callable[[str, Callable[[], Array]], Array] | None = None
 
   def delta(self, m: int) -> Array:
     """θ_m - θ_init of these entries."""
@@ -59,6 +61,15 @@ class Block:
     if self.bits is None:
       raise ConfigError("this merge draws at random: it needs a seed")
     return self.bits(stream)
+
+  def remembered(self, name: str, mask: Callable[[], Array]) -> Array:
+    """A mask that comes out the same in every sweep; where there is room it is worked out in the first one only.
+
+    Args:
+      name: of the mask, its own among those of a rule.
+      mask: makes it: bool, of the shape of the block.
+    """
+    return mask() if self.memory is None else self.memory(name, mask)
 
 
 class Sum(NamedTuple):

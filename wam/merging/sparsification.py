@@ -15,7 +15,7 @@ import numpy as np
 
 from wam.core import counters
 from wam.core.errors import ConfigError, unknown_name
-from wam.merging import ranks
+from wam.merging import gram, ranks
 from wam.merging.rules import Array, Block, Group, KthLargest, Sum
 
 # Block -> (delta, mask of the kept entries) of each member; the delta is a new array, the mask None where all are kept.
@@ -164,13 +164,20 @@ def random(group: Group, density: Sequence[float], rescale: str | bool) -> Thinn
 
   def thin(block: Block) -> Iterator[tuple[Array, Array | None]]:
     for m, limit in enumerate(limits):
-      all_kept = limit >= counters.RANGE
-      keep = None if all_kept else block.random_bits(f"dare/{m}") < np.uint16(limit)
-      yield block.delta(m), keep
+      if limit >= counters.RANGE:
+        yield block.delta(m), None
+        continue
+      stream, edge = f"dare/{m}", np.uint16(limit)
+      draw = functools.partial(_below, block, stream, edge)
+      yield block.delta(m), block.remembered(stream, draw)
 
   if rescale == "probability":
     return Thinned(thin, tuple(counters.RANGE / x if x else 1.0 for x in limits))
   return (yield from rescaled(group, Thinned(thin), density, rescale))
+
+
+def _below(block: Block, stream: str, limit: Any) -> Array:
+  return block.random_bits(stream) < limit
 
 
 def ranked(
@@ -200,9 +207,14 @@ def ranked(
         f" epsilon {e}; give a smaller epsilon"
       )
 
-  def draw(block: Block, m: int, rows: Array) -> tuple[Array, np.ndarray]:
+  def draw(block: Block, m: int, delta: Array) -> tuple[Array, Array]:
+    """The magnitudes in rows, and which ranks of them stay."""
+    rows = block.xp.abs(delta).reshape(-1, delta.shape[-1] if delta.ndim else 1)
     p = ranks.probabilities(rows.shape[-1], density[m], epsilon[m])
-    return ranks.drawn(block.random_bits(f"della/{m}").reshape(rows.shape), p), p
+    return rows, ranks.drawn(block.random_bits(f"della/{m}").reshape(rows.shape), p)
+
+  def mask(block: Block, m: int, delta: Array) -> Array:
+    return ranks.by_place(block.xp, *draw(block, m, delta)).reshape(delta.shape)
 
   def thin(block: Block) -> Iterator[tuple[Array, Array | None]]:
     xp = block.xp
@@ -210,33 +222,33 @@ def ranked(
       delta = block.delta(m)
       if not 0 < share < 1:
         yield delta, None if share else xp.zeros(delta.shape, bool)
-        continue
-      rows = _rows(xp, delta)
-      keep, p = draw(block, m, rows)
-      if rescale == "probability":
-        gain = ranks.by_place(xp, rows, keep.astype(rows.dtype) / p.astype(rows.dtype)[None, :])
-        delta *= gain.reshape(delta.shape)
-        yield delta, (gain > 0).reshape(delta.shape)
+      elif rescale == "probability":
+        rows, keep = draw(block, m, delta)
+        p = ranks.probabilities(rows.shape[-1], share, epsilon[m]).astype(rows.dtype)
+        gain = ranks.by_place(xp, rows, keep.astype(rows.dtype) / p[None, :]).reshape(delta.shape)
+        delta *= gain
+        yield delta, gain > 0
       else:
-        yield delta, ranks.by_place(xp, rows, keep).reshape(delta.shape)
+        yield delta, block.remembered(f"della/{m}", functools.partial(mask, block, m, delta))
 
   def in_order(block: Block) -> Iterator[tuple[Array, Array | None]]:
-    """The same entries, sorted: enough for sums, and half the work."""
+    """The same entries in any order, which is enough for sums."""
+    if block.memory is not None:
+      yield from thin(block)
+      return
+    # Masks that nobody will remember need no places: the sorted magnitudes are half the work.
     for m, share in enumerate(density):
+      delta = block.delta(m)
       if not 0 < share < 1:
-        yield block.delta(m), None
+        yield delta, None
         continue
-      rows = block.xp.sort(_rows(block.xp, block.delta(m)), axis=-1)
-      yield rows, draw(block, m, rows)[0]
+      rows, keep = draw(block, m, delta)
+      yield block.xp.sort(rows, axis=-1), keep
 
   if rescale != "l1":
     return Thinned(thin)
   known = yield from rescaled(group, Thinned(in_order), density, rescale)
   return known._replace(thin=thin)
-
-
-def _rows(xp: Any, delta: Array) -> Array:
-  return xp.abs(delta).reshape(-1, delta.shape[-1] if delta.ndim else 1)
 
 
 def rescaled(group: Group, thinned: Thinned, density: Sequence[float], rescale: str) -> Thinning:
@@ -249,12 +261,11 @@ def rescaled(group: Group, thinned: Thinned, density: Sequence[float], rescale: 
     sums = []
     for delta, keep in thinned.thin(block):
       magnitude = xp.abs(delta)
-      before = xp.sum(magnitude)
+      before = gram.total(xp, magnitude)
       if keep is None:
         sums += [before, before]
         continue
-      magnitude *= keep.astype(magnitude.dtype)
-      sums += [before, xp.sum(magnitude)]
+      sums += [before, gram.inner(xp, magnitude, keep.astype(magnitude.dtype))]
     return tuple(sums)
 
   (answer,) = yield [Sum(norms)]

@@ -5,7 +5,7 @@ it but through the last bits of sums. NumPy only.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -27,7 +27,7 @@ FLOATS = (
   np.dtype(ml_dtypes.float8_e5m2),
 )
 # Entries of a block: a float32 array of this size and its few companions stay in a core's cache.
-ENTRIES = 1 << 18
+ENTRIES = 1 << 17
 # Entries that one thread takes on at a time.
 SEGMENT = 1 << 24
 
@@ -155,8 +155,15 @@ def describe(reader: Reader) -> str:
   return f"tensor '{reader.name}'" + (f" of {origin}" if origin else "")
 
 
-def read_block(output: Output, place: Place, *, seed: int, check: bool) -> Block:
-  """Reads the entries of a block in every input.
+def read_block(
+  output: Output,
+  place: Place,
+  *,
+  seed: int,
+  check: bool,
+  memory: Callable[[str, Callable[[], np.ndarray]], np.ndarray] | None = None,
+) -> Block:
+  """Reads the entries of a block in every input; `memory` is the block's.
 
   Raises:
     NonFinite: if `check` and one is NaN or infinite; names the tensor.
@@ -175,6 +182,7 @@ def read_block(output: Output, place: Place, *, seed: int, check: bool) -> Block
     tuple(dtype.type(c) for c in output.coefficients),
     tuple(_wide(r, place, dtype, check=check) for r in output.importances),
     bits,
+    memory,
   )
 
 

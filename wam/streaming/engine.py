@@ -20,6 +20,7 @@ from wam.merging.rules import Block, Group, KthLargest, Sum
 from wam.streaming import blocks, workers
 from wam.streaming.blocks import BFLOAT16, FLOATS, Place
 from wam.streaming.casts import Report, Survival, round_stochastically, survival_of
+from wam.streaming.masks import Masks
 from wam.streaming.plan import Output, Reader, Sink
 from wam.streaming.selection import Selection, sample_size
 from wam.streaming.sweeps import Job, Pool, Sweep, carry_out
@@ -30,6 +31,7 @@ from wam.streaming.workload import (
   default_threads,
   groups_of,
   inputs_of,
+  room_for_masks,
   source_of_copy,
 )
 
@@ -130,6 +132,8 @@ class _Run:
     self.sink, self.seed, self.check = sink, seed, check
     self.stochastic = rounding == "stochastic"
     self.threads = check_options(outputs, rounding=rounding, threads=threads, memory=memory)
+    self.masks = Masks(room_for_masks(outputs, threads=self.threads, memory=memory))
+    self.seen: set[str] = set()  # outputs all of whose inputs were found to be finite
     self.bytes = Counter()
     self.written = Counter()
     done = sink.done()
@@ -192,6 +196,7 @@ class _Run:
       for output in group:
         results = yield self._last_sweep(output, method, apply)
         survivals[output.name] = functools.reduce(Survival.plus, results)
+        self.masks.forget(output.name)
     return _Made(names, survivals)
 
   def _rule(self, group: list[Output], method: Method) -> Any:
@@ -237,6 +242,7 @@ class _Run:
       if not open_:
         return [answers[i] for i in range(len(requests))]
       parts = yield self._sweep(group, requests, open_, selections, whole_rows=whole_rows)
+      self.seen.update(x.name for x in group)
       for i in open_:
         found = [part[i] for part in parts]
         if i in selections:
@@ -273,7 +279,7 @@ class _Run:
     def visit(output: Output, places: list[Place]) -> dict[int, Any]:
       found: dict[int, Any] = {}
       for place in places:
-        block = self._read(output, place)
+        block = self._read(output, place, last=False)
         values: dict[Any, Any] = {}
         for i in open_:
           function = requests[i].function
@@ -297,8 +303,14 @@ class _Run:
   def _segments(self, output: Output, whole_rows: bool) -> Iterator[list[Place]]:
     return blocks.segments(blocks.cut(output.shape, whole_rows=whole_rows))
 
-  def _read(self, output: Output, place: Place) -> Block:
-    block = blocks.read_block(output, place, seed=self.seed, check=self.check)
+  def _read(self, output: Output, place: Place, *, last: bool) -> Block:
+    """Reads a block; in the `last` sweep nothing is kept for another."""
+
+    def memory(name: str, mask: Callable[[], np.ndarray]) -> np.ndarray:
+      return self.masks.get(output.name, place.start, name, mask, shape=place.shape, keep=not last)
+
+    check = self.check and output.name not in self.seen
+    block = blocks.read_block(output, place, seed=self.seed, check=check, memory=memory)
     self.bytes.add(bytes_of(inputs_of(output), place.stop - place.start))
     return block
 
@@ -311,7 +323,7 @@ class _Run:
     def make(number: int, places: list[Place]) -> Survival:
       survival = Survival()
       for i, place in enumerate(places):
-        block = self._read(output, place)
+        block = self._read(output, place, last=True)
         merged = apply(block)
         if exact:
           merged = rules.keep_agreement(block, merged)

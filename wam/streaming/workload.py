@@ -12,6 +12,8 @@ from wam.streaming.plan import Output, Reader
 
 # Arrays of a block's size, in float32, that a rule holds beside the inputs.
 _COMPANIONS = 8
+# Enough for three masks of 180 M entries.
+_MASK_BYTES = 64 << 20
 
 
 def default_threads() -> int:
@@ -27,12 +29,21 @@ def affordable_threads(outputs: Iterable[Output], *, threads: int, memory: int) 
   Raises:
     ConfigError: if there is no room for one; says how much is needed.
   """
-  needed = max((_arrays_of_a_thread(x) for x in outputs), default=0)
+  needed = _largest(outputs)
   if needed > memory:
     raise ConfigError(
       f"memory: {memory} bytes are too few for the inputs of one block; give at least {needed} bytes"
     )
   return max(1, min(threads, memory // max(needed, 1)))
+
+
+def room_for_masks(outputs: Iterable[Output], *, threads: int, memory: int) -> int:
+  """Bytes for the masks that each of the threads keeps between sweeps: what blocks leave of `memory`, to a limit."""
+  return max(0, min(_MASK_BYTES, memory // threads - _largest(outputs)))
+
+
+def _largest(outputs: Iterable[Output]) -> int:
+  return max((_arrays_of_a_thread(x) for x in outputs), default=0)
 
 
 def _arrays_of_a_thread(output: Output) -> int:
