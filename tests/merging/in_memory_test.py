@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.merging.collectives import sent
-from tests.streaming import mesh_cases
+from tests.streaming.mesh import mesh_cases
 from wam.core import counters, parts, trees
 from wam.merging import in_memory, methods, rules
 from wam.merging.methods import METHODS

@@ -1,7 +1,7 @@
 """Models with different tokenizers through mergekit and through wam: the same row for every token.
 
 mergekit makes added tokens of all tokens of a union, in an order of its own, and cuts the matrix to them; so rows are
-compared by token, and only where both rules agree (see wam/streaming/vocabulary.py).
+compared by token, and only where both rules agree (see wam/streaming/vocabularies/vocabulary.py).
 """
 
 import json

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tests.streaming.in_memory_checkpoint import ArrayReader, MemorySink
-from wam.streaming import recipes
 from wam.streaming.engine import execute
+from wam.streaming.recipes import recipes
 
 VOCABULARY, WIDTH = 5, 4
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"

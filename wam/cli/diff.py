@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
   from wam.cli.progress import bytes_bars, keep_freed_memory
   from wam.streaming import differences
-  from wam.streaming.sources import open_source
+  from wam.streaming.inputs.sources import open_source
 
   keep_freed_memory()
   labels = _labels([options.base, *options.models])

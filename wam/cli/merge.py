@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from wam.core.errors import ConfigError
 
 if TYPE_CHECKING:
-  from wam.streaming.recipe_data import Recipe
+  from wam.streaming.recipes.recipe_data import Recipe
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _DECIMAL = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -36,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     return _verify(options.verify)
 
   from wam.cli.progress import bytes_bars, keep_freed_memory
-  from wam.streaming import planning, summary
+  from wam.streaming.inputs.sources import open_source
   from wam.streaming.merge import merge_files
-  from wam.streaming.sources import open_source
+  from wam.streaming.recipes import planning
+  from wam.streaming.results import summary
 
   recipe, out = _recipe(options)
   plan = planning.build(
@@ -147,7 +148,7 @@ def _size(text: str) -> int:
 
 def _recipe(options: argparse.Namespace) -> "tuple[Recipe, pathlib.Path]":
   """The recipe, from its file or from the arguments, and where the merge goes."""
-  from wam.streaming import recipes
+  from wam.streaming.recipes import recipes
 
   if options.method is None:
     given = ["base", "weights", "set", "group", "importances", "tokenizer", "chat_template"]
@@ -208,7 +209,7 @@ def _print_methods() -> int:
 
 def _verify(directory: pathlib.Path) -> int:
   from wam.cli.progress import bytes_bars
-  from wam.streaming import manifest
+  from wam.streaming.results import manifest
 
   with bytes_bars() as progress:
     result = manifest.verify(directory, progress=lambda a, b: progress("hashing", a, b))

@@ -19,9 +19,9 @@ from wam.merging.methods import METHODS, Method, promises
 from wam.merging.rules import Block, Group, KthLargest, Sum
 from wam.streaming import blocks, workers
 from wam.streaming.blocks import BFLOAT16, FLOATS, Place
-from wam.streaming.casts import Report, Survival, round_stochastically, survival_of
 from wam.streaming.masks import Masks
 from wam.streaming.plan import Output, Reader, Sink
+from wam.streaming.results.casts import Report, Survival, round_stochastically, survival_of
 from wam.streaming.selection import Selection, sample_size
 from wam.streaming.sweeps import Job, Pool, Sweep, carry_out
 from wam.streaming.workload import (

@@ -12,10 +12,11 @@ import numpy as np
 
 import wam
 from wam.core.errors import unknown_name
-from wam.streaming import engine, hashes, manifest
-from wam.streaming.casts import Report
+from wam.streaming import engine
 from wam.streaming.plan import Plan
-from wam.streaming.sinks import Extra, OrbaxSink, SafetensorsSink
+from wam.streaming.results import hashes, manifest
+from wam.streaming.results.casts import Report
+from wam.streaming.results.sinks import Extra, OrbaxSink, SafetensorsSink
 from wam.streaming.workload import default_threads
 
 FORMATS = ("huggingface", "orbax")

@@ -1,0 +1,1 @@
+"""Orbax checkpoints merged on a mesh, every process its shards."""
