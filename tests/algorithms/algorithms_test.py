@@ -17,6 +17,7 @@ from wam.data.batching import Batches
 from wam.losses import sequence
 from wam.models.heads import ScalarModel
 from wam.training import objectives
+from wam.training.iterations import load_iteration
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from small_test_models import CONFIG, EOS, MODEL, open_run, sequences
@@ -179,7 +180,7 @@ def rsf_run(tuned, tmp_path_factory):
       MODEL, tuned[0], prompts(), large_tokens, run=run,
       other_scorers={"length": lambda *a: a[3].sum(1)}, on_iteration=on_iteration, **SETTINGS,
     )  # fmt: skip
-    iterations = [rsf.load_iteration(run, i, params) for i in (1, 2, 3)]
+    iterations = [load_iteration(run, i, params, stage="rsf") for i in (1, 2, 3)]
   return directory, jax.device_get(params), seen, jax.device_get(iterations)
 
 

@@ -42,7 +42,7 @@ def fit(
 def test_records_are_averages_over_the_steps_since_the_last(tmp_path):
   losses = []
 
-  def loss_fn(params, batch, key):
+  def loss_fn(params, batch, key, frozen=()):
     """The loss is known: the batch's first number; the weight too."""
     del key
     return batch["x"][0, 0] + 0.0 * params["a"]["bias"].sum(), jnp.float32(2), {}
@@ -96,7 +96,7 @@ def test_parameters_given_are_not_consumed(tmp_path):
 
 
 def test_diverged_parameters_are_not_a_result(tmp_path):
-  def loss_fn(params, batch, key):
+  def loss_fn(params, batch, key, frozen=()):
     """Finite itself, with an infinite gradient at the last step."""
     del batch, key
     return jnp.sqrt(jnp.abs(params["a"]["kernel"]).sum() * 0.0), jnp.float32(1), {}

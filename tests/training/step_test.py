@@ -9,7 +9,7 @@ from wam.training import step
 from wam.training.state import init
 
 
-def loss_fn(params, batch, key):
+def loss_fn(params, batch, key, frozen=()):
   """Squared error, each row with its weight."""
   del key
   error = batch["x"] @ params["w"] - batch["y"]
@@ -51,7 +51,7 @@ def test_update_equals_the_closed_form(accumulate_steps):
 
 
 def test_microbatches_draw_different_noise():
-  def noise(params, batch, key):
+  def noise(params, batch, key, frozen):
     value = jax.random.normal(key)
     return (
       jnp.sum(params["w"]) * value,

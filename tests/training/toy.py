@@ -39,7 +39,7 @@ def init() -> dict[str, Any]:
   return {"a": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros((3,), jnp.float32)}}
 
 
-def loss_fn(params: Any, batch: Any, key: jax.Array) -> Any:
+def loss_fn(params: Any, batch: Any, key: jax.Array, frozen: Any = ()) -> Any:
   """Squared error with noise on the input: the random stream is part of what a resume must replay."""
   noise = 0.1 * jax.random.normal(key, batch["x"].shape)
   bias = jnp.broadcast_to(params["a"]["bias"], batch["y"].shape)

@@ -16,7 +16,7 @@ from wam.losses import preference
 from wam.models.heads import ScalarModel
 from wam.rewards import scorers
 from wam.training import loop, optimizers, sharding
-from wam.training.state import LossFn, Pair
+from wam.training.state import Frozen, LossFn, Pair
 from wam.training.workdir import Run
 
 HEAD = r"head/.*"
@@ -108,9 +108,9 @@ def make_loss(
   """
 
   def loss_fn(
-    params: Params, batch: PyTree, key: jax.Array
+    params: Params, batch: PyTree, key: jax.Array, frozen: Frozen | None = None
   ) -> tuple[jax.Array, jax.Array, dict[str, Pair]]:
-    del key  # nothing random in the forward pass
+    del key, frozen  # nothing random in the forward pass
     # One pass over both; side by side, so that a pair stays on its device.
     tokens = _side_by_side(batch["chosen"], batch["rejected"])
     mask = _side_by_side(batch["chosen_mask"], batch["rejected_mask"])

@@ -8,28 +8,28 @@ parameters of every iteration are kept for that.
 import contextlib
 import dataclasses
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wam.checkpoints import orbax
 from wam.core import rng
-from wam.core.errors import BadData, ConfigError, NonFinite, check_same_shape
+from wam.core.errors import BadData
 from wam.core.types import Params, PyTree
-from wam.generation import sampling as generation
+from wam.generation import rollouts
+from wam.generation.rollouts import Rollout
 from wam.models.decoder import LanguageModel
 from wam.rewards import best_of_n
 from wam.rewards.scorers import RolloutScorer, check_rewards
-from wam.training import loop, objectives, optimizers, sharding
+from wam.training import iterations, loop, objectives, optimizers, sharding
+from wam.training.iterations import Iterations
+from wam.training.mitigations import NONE, Mitigation
 from wam.training.progress import Progress
-from wam.training.state import Pair, TrainState, init
-from wam.training.step import Update, averages, make_update
+from wam.training.state import Pair, init
+from wam.training.step import Update, make_update
 from wam.training.workdir import Run
 
 
@@ -78,16 +78,6 @@ class Settings:
     return optimizers.make(total_steps=steps * spanned, **self.optimizer)
 
 
-class Rollout(NamedTuple):
-  """What an iteration drew, on the host; R = P * n rows, the n samples of a prompt next to each other."""
-
-  prompt_tokens: np.ndarray  # [R, P] int32, left-padded
-  prompt_mask: np.ndarray  # [R, P] bool
-  completions: np.ndarray  # [R, N] int32, right-padded, EOS kept
-  completion_mask: np.ndarray  # [R, N] bool, EOS included
-  finished: np.ndarray  # [R] bool, EOS was emitted
-
-
 def run(
   model: LanguageModel,
   params: Params,
@@ -98,12 +88,13 @@ def run(
   stage: str = "rsf",
   other_scorers: Mapping[str, RolloutScorer] | None = None,
   on_iteration: Callable[[int, Params], Mapping[str, float] | None] | None = None,
+  mitigation: Mitigation = NONE,
   **settings: Any,
 ) -> Params:
   """Fine-tunes `params` on the best of their own samples, again and again; returns the last parameters.
 
-  The parameters after every iteration (from 1) are kept: see `load_iteration`. Killed at any moment and called again,
-  the iteration that was under way is done again and the run ends with the same bits.
+  The parameters after every iteration (from 1) are kept: see `iterations.load_iteration`. Killed at any moment and
+  called again, the iteration that was under way is done again and the run ends with the same bits.
 
   Args:
     model: the decoder.
@@ -116,6 +107,7 @@ def run(
     on_iteration: called with the iteration and its parameters before the iteration is committed (so again, if the run
       is killed inside); what it returns goes into the iteration's record. The next iteration takes the parameters away:
       copy what is to stay.
+    mitigation: of the alignment tax, while training.
     **settings: the fields of `Settings`.
 
   Raises:
@@ -124,22 +116,37 @@ def run(
   """
   config = Settings(**settings)
   scorers = {"reward": scorer} | {f"reward_{n}": s for n, s in (other_scorers or {}).items()}
-  directory = run.stage_directory(stage)
-  _check(prompts, config, stage)
+  rollouts.check(
+    prompts,
+    stage=stage,
+    prompts_per_iteration=config.prompts_per_iteration,
+    prompts_per_call=config.prompts_per_call,
+  )
   with jax.set_mesh(run.mesh):
-    where = sharding.shardings(params, params, run.rules, run.mesh, uneven=run.uneven)
-    done = loop.load_result(directory, params, where)
+    done = iterations.load_result(run, params, stage=stage)
     if done is not None:
       return done
     began = time.monotonic()
-    trainer = _Trainer(model, params, config, run=run, stage=stage)
+    trainer = _Trainer(model, params, config, mitigation, run=run, stage=stage)
     progress = Progress(stage, config.num_iterations, start=trainer.iteration, enabled=run.show)
     with contextlib.closing(trainer), progress as bar:
-      while trainer.iteration < config.num_iterations:
+      while not trainer.done:
         i = trainer.iteration + 1
         clock = time.monotonic()
-        rollout = _generate(
-          model, trainer.state.params, prompts, i, config=config, run=run, stage=stage
+        rollout = rollouts.draw(
+          model,
+          trainer.policy,
+          prompts,
+          seed=run.seed,
+          stream=stage,
+          iteration=i,
+          num_prompts=config.prompts_per_iteration,
+          num_samples=config.samples_per_prompt,
+          sampling=config.sampling,
+          prompts_per_call=config.prompts_per_call,
+          dtype=config.dtype,
+          place=lambda batch: sharding.put_whole_batch(batch, run.mesh),
+          fetch=sharding.fetch,
         )
         sampling_seconds = time.monotonic() - clock
         run.interrupts.check(f"iteration {i} of {stage}")
@@ -147,7 +154,7 @@ def run(
         kept = _select(rollout, rewards["reward"], config, f"{stage}: iteration {i}")
         record = _measure(rollout, rewards, kept) | trainer.fine_tune(rollout, kept.rows)
         if on_iteration is not None:
-          record |= dict(on_iteration(i, trainer.state.params) or {})
+          record |= dict(on_iteration(i, trainer.policy) or {})
         record |= {
           "sampling_seconds": sampling_seconds,
           "seconds": time.monotonic() - clock,
@@ -157,131 +164,84 @@ def run(
         bar.update(i, {n: record[n] for n in ("reward", "length", "loss") if n in record})
     seconds = time.monotonic() - began
     run.log({"seconds": seconds}, kind="stage", stage=stage, step=config.num_iterations)
-    loop.save_result(directory, trainer.state.params, run=run)
-    return trainer.state.params
-
-
-def load_iteration(run: Run, iteration: int, like: Params, *, stage: str = "rsf") -> Params:
-  """The parameters after an iteration (from 1), placed as the run's rules say.
-
-  Raises:
-    MissingFile: if that iteration has not been done.
-  """
-  where = sharding.shardings(like, like, run.rules, run.mesh, uneven=run.uneven)
-  path = _iteration_path(run.stage_directory(stage), iteration)
-  return orbax.load(path, sharding.abstract(like, where))
+    loop.save_result(run.stage_directory(stage), trainer.policy, run=run)
+    return trainer.policy
 
 
 class _Trainer:
-  """The policy under training: its state, the iterations it has done, and how both are saved."""
+  """The policy under training."""
 
   def __init__(
-    self, model: LanguageModel, params: Params, config: Settings, *, run: Run, stage: str
+    self,
+    model: LanguageModel,
+    params: Params,
+    config: Settings,
+    mitigation: Mitigation,
+    *,
+    run: Run,
+    stage: str,
   ):
     """Starts from `params`, or from the last iteration that was committed."""
     self._config, self._run, self._stage = config, run, stage
-    self._directory = run.stage_directory(stage)
-    self._checkpoints = orbax.Checkpoints(self._directory / "steps")
-    tx = config.make_optimizer()
-    shapes = jax.eval_shape(lambda p: init(p, tx), params)
-    where = sharding.shardings(shapes, params, run.rules, run.mesh, uneven=run.uneven)
-    self._fresh = jax.jit(lambda p: init(p, tx), out_shardings=where)
+    tx = mitigation.optimizer(config.make_optimizer())
+    key = rng.key(run.seed, f"{stage}/start")
+    self._steps = Iterations(
+      lambda p: init(mitigation.start(p, key), tx),
+      params,
+      run=run,
+      stage=stage,
+      num_iterations=config.num_iterations,
+    )
+    where = self._steps.where
+    self._restart = jax.jit(lambda trained: init(trained, tx), out_shardings=where)
+    self._frozen = mitigation.freeze(params)
+    self._full = jax.jit(mitigation.full, out_shardings=iterations.parameter_shardings(params, run))
+    self._trains_weights = mitigation.trains_weights
     loss_fn = objectives.next_token(model, dtype=config.dtype, remat=config.remat)
     self._update: Update = jax.jit(
-      make_update(loss_fn, tx, accumulate_steps=config.accumulate_steps),
+      make_update(mitigation.loss(loss_fn), tx, accumulate_steps=config.accumulate_steps),
       donate_argnums=0,
       out_shardings=(where, None),
     )
-    latest = self._checkpoints.latest
-    run.records.drop_after(stage, latest or 0)
-    self.iteration = latest or 0
-    self.state: TrainState
-    if latest is None:
-      self.state = self._fresh(sharding.put(params, where.params))
-    else:
-      self.state = self._checkpoints.load(latest, sharding.abstract(shapes, where))
+
+  @property
+  def iteration(self) -> int:
+    """Iterations that are committed."""
+    return self._steps.iteration
+
+  @property
+  def done(self) -> bool:
+    """Whether all are."""
+    return self._steps.done
+
+  @property
+  def policy(self) -> Params:
+    """The weights of the policy."""
+    trained = self._steps.state.params
+    return trained if self._trains_weights else self._full(trained, self._frozen)
 
   def fine_tune(self, rollout: Rollout, rows: np.ndarray) -> dict[str, float]:
     """Trains on these rows of the rollout; returns average loss and gradient norm (nothing when no row was kept)."""
-    config, run = self._config, self._run
+    config, run, steps = self._config, self._run, self._steps
     i = self.iteration + 1
     if not config.carry_optimizer and i > 1:
-      self.state = self._fresh(self.state.params)
+      steps.state = self._restart(steps.state.params)
     draw = rng.generator(run.seed, f"{self._stage}/shuffle/{i}")
     history: list[dict[str, Pair]] = []
     for batch in _batches(rollout, rows, draw, epochs=config.epochs, batch_size=config.batch_size):
       key = rng.key(run.seed, f"{self._stage}/loss/{i}", len(history))
-      self.state, metrics = self._update(self.state, sharding.put_whole_batch(batch, run.mesh), key)
+      placed = sharding.put_whole_batch(batch, run.mesh)
+      steps.state, metrics = self._update(steps.state, placed, key, self._frozen)
       history.append(metrics)
-    if not history:
-      return {}
-    fetched = sharding.fetch(history)
-    sums = {n: np.sum([metrics[n] for metrics in fetched], axis=0) for n in fetched[0]}
-    if not np.isfinite(sums["loss"][0]):
-      raise NonFinite(
-        f"{self._stage}: a loss of iteration {i} is not finite; a lower learning rate may help"
-      )
-    loop.check_finite(self.state.params, stage=self._stage, step=i)
-    return averages(sums)
+    return iterations.averaged(history, steps.state.params, stage=self._stage, iteration=i)
 
   def commit(self) -> None:
-    """Saves the iteration's parameters for good, and the state to go on from (the last is followed by the result)."""
-    self.iteration += 1
-    orbax.save(_iteration_path(self._directory, self.iteration), self.state.params)
-    if self.iteration < self._config.num_iterations:
-      self._run.records.sync()
-      self._checkpoints.save(self.iteration, self.state)
-      self._run.interrupts.check(f"{self._stage}: iteration {self.iteration} is saved")
+    """Saves what the iteration left."""
+    self._steps.commit(self.policy)
 
   def close(self) -> None:
-    """Ends the background threads of the checkpoints."""
-    self._checkpoints.close()
-
-
-def _check(prompts: tuple[np.ndarray, np.ndarray], config: Settings, stage: str) -> None:
-  check_same_shape(prompt_tokens=prompts[0], prompt_mask=prompts[1])
-  if not len(prompts[0]):
-    raise BadData(f"{stage}: there are no prompts to sample from")
-  per_call = config.prompts_per_call or config.prompts_per_iteration
-  if config.prompts_per_iteration % per_call:
-    raise ConfigError(
-      f"{stage}: prompts_per_call={per_call} does not divide prompts_per_iteration={config.prompts_per_iteration}"
-    )
-
-
-def _generate(
-  model: LanguageModel,
-  params: Params,
-  prompts: tuple[np.ndarray, np.ndarray],
-  iteration: int,
-  *,
-  config: Settings,
-  run: Run,
-  stage: str,
-) -> Rollout:
-  """Draws this iteration's prompts, and n completions of each."""
-  draw = rng.generator(run.seed, f"{stage}/prompts/{iteration}")
-  available, wanted = len(prompts[0]), config.prompts_per_iteration
-  chosen = draw.choice(available, wanted, replace=available < wanted)
-  per_call = config.prompts_per_call or wanted
-  parts = []
-  for call, start in enumerate(range(0, wanted, per_call)):
-    rows = chosen[start : start + per_call]
-    tokens, mask = sharding.put_whole_batch((prompts[0][rows], prompts[1][rows]), run.mesh)
-    key = rng.key(run.seed, f"{stage}/samples/{iteration}", call)
-    samples = generation.generate(
-      model,
-      params,
-      tokens,
-      mask,
-      key,
-      num_samples=config.samples_per_prompt,
-      dtype=jnp.dtype(config.dtype),
-      **config.sampling,
-    )
-    parts.append(sharding.fetch({name: getattr(samples, name) for name in Rollout._fields}))
-  joined = {name: np.concatenate([part[name] for part in parts]) for name in Rollout._fields}
-  return Rollout(**joined)
+    """Ends background threads."""
+    self._steps.close()
 
 
 def _score(rollout: Rollout, scorer: RolloutScorer, config: Settings, *, name: str) -> np.ndarray:
@@ -317,9 +277,7 @@ def _batches(
   rollout: Rollout, rows: np.ndarray, draw: np.random.Generator, *, epochs: int, batch_size: int
 ) -> Iterator[PyTree]:
   """Batches of one shape over the kept rows, reshuffled every epoch; what is left of the last has no weight."""
-  tokens = np.concatenate([rollout.prompt_tokens, rollout.completions], axis=1)
-  mask = np.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
-  trained = np.concatenate([np.zeros_like(rollout.prompt_mask), rollout.completion_mask], axis=1)
+  tokens, mask, trained = rollout.tokens, rollout.mask, rollout.loss_mask
   for _ in range(epochs):
     order = draw.permutation(rows)
     for start in range(0, len(order), batch_size):
@@ -361,7 +319,3 @@ def _measure(
       record[f"{name}_best_of_{n}"] = float(best.mean())
       n *= 2
   return record
-
-
-def _iteration_path(directory: pathlib.Path, iteration: int) -> pathlib.Path:
-  return directory / "iterations" / str(iteration)

@@ -15,13 +15,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from wam.algorithms import rsf as rsf_algorithm
 from wam.core import parts, sections
 from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.merging.averages import lerp
 from wam.recipes import fronts, points, problems, stages
-from wam.training import sharding
+from wam.training import iterations, sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
@@ -183,7 +182,7 @@ def weights(candidate: Candidate, reference: Params, tuned: Params, run: Run) ->
   if candidate.iteration == 0:
     return reference
   if candidate.iteration is not None:
-    return rsf_algorithm.load_iteration(run, candidate.iteration, tuned)
+    return iterations.load_iteration(run, candidate.iteration, tuned, stage="rsf")
   groups = _groups(tuned, len(candidate.coefficients))
   return lerp(reference, tuned, parts.coefficients(groups, candidate.coefficients))
 

@@ -385,6 +385,6 @@ _TRAINED: dict[str, Any] = {
   "rsf": (
     rsf_algorithm.run,
     [rsf_algorithm.Settings],
-    ["sampling", "other_scorers", "on_iteration"],
+    ["sampling", "other_scorers", "on_iteration", "mitigation"],
   ),
 }

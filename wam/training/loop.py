@@ -27,13 +27,13 @@ from wam.core.types import Params, PyTree
 from wam.training import sharding
 from wam.training.interrupts import Interrupted
 from wam.training.progress import Progress
-from wam.training.state import LossFn, Pair, TrainState, init
+from wam.training.state import Frozen, LossFn, Pair, TrainState, init
 from wam.training.step import Update, make_update
 from wam.training.workdir import Run
 
 # How many steps the host may be ahead of the device: enough to hide its own work, without piling up batches.
 MAX_IN_FLIGHT = 2
-KeyedUpdate = Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Pair]]]
+KeyedUpdate = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Pair]]]
 
 
 class Batches(Protocol):
@@ -74,6 +74,7 @@ def fit(
   accumulate_steps: int = 1,
   log_every: int = 50,
   count_tokens: Callable[[PyTree], int] | None = None,
+  frozen: Frozen | None = None,
 ) -> Params:
   """Trains for `num_steps` updates, or for what is left of them; returns the parameters.
 
@@ -91,6 +92,7 @@ def fit(
     accumulate_steps: microbatches per update.
     log_every: steps between two records, each the average over them.
     count_tokens: tokens of a batch, for tokens_per_second.
+    frozen: weights that the loss looks at and no step changes; the run's sharding rules hold for them, too.
 
   Raises:
     NonFinite: if a loss or the result is NaN or infinite; names stage and step. No such state is ever saved.
@@ -114,6 +116,7 @@ def fit(
       loss_fn=loss_fn,
       tx=tx,
       accumulate_steps=accumulate_steps,
+      frozen=frozen or {},
     )
     first_step = trainer.step
     progress = Progress(stage, num_steps, start=first_step, enabled=run.show)
@@ -166,9 +169,10 @@ class _Trainer:
   batches: Batches
   carry: Carry
   names: tuple[str, ...]  # of the metrics, in the order of Interval.sums
-  compiled: Callable[[Carry, PyTree], tuple[Carry, jax.Array]]
+  compiled: Callable[[Carry, PyTree, PyTree], tuple[Carry, jax.Array]]
   checkpoints: orbax.Checkpoints
   step: int
+  frozen: Frozen
 
   def steps(
     self,
@@ -184,7 +188,8 @@ class _Trainer:
     saved = time.monotonic()
     while self.step < num_steps:
       batch = next(self.batches)
-      self.carry, done = self.compiled(self.carry, sharding.put_batch(batch, self.run.mesh))
+      placed = sharding.put_batch(batch, self.run.mesh)
+      self.carry, done = self.compiled(self.carry, placed, self.frozen)
       self.step += 1
       in_flight.append(done)
       if len(in_flight) > MAX_IN_FLIGHT:
@@ -267,6 +272,7 @@ def _start(
   loss_fn: LossFn,
   tx: optax.GradientTransformation,
   accumulate_steps: int,
+  frozen: Frozen,
 ) -> _Trainer:
   """The trainer at its first step, or at the last one that was saved."""
   update = _keyed(make_update(loss_fn, tx, accumulate_steps=accumulate_steps), run.seed, stage)
@@ -284,7 +290,10 @@ def _start(
   whole = NamedSharding(run.mesh, PartitionSpec())
   # Asked with the placements that the step will see: then the two trace the loss once together.
   placed_shapes = sharding.abstract(state_shapes, train_shardings)
-  names = tuple(jax.eval_shape(update, placed_shapes, sharding.put_batch(example, run.mesh))[1])
+  frozen_shardings = sharding.shardings(frozen, frozen, run.rules, run.mesh, uneven=run.uneven)
+  frozen = sharding.put(frozen, frozen_shardings, copy=False)
+  placed_batch = sharding.put_batch(example, run.mesh)
+  names = tuple(jax.eval_shape(update, placed_shapes, placed_batch, frozen)[1])
   interval_shapes = jax.eval_shape(lambda: _zeros(len(names)))
   carry_shardings = Carry(train_shardings, jax.tree.map(lambda _: whole, interval_shapes))
   compiled = jax.jit(
@@ -297,27 +306,29 @@ def _start(
   else:
     shapes = Carry(state_shapes, interval_shapes)
     carry = checkpoints.load(step, sharding.abstract(shapes, carry_shardings))
-  return _Trainer(run, stage, batches, carry, names, compiled, checkpoints, step or 0)
+  return _Trainer(run, stage, batches, carry, names, compiled, checkpoints, step or 0, frozen)
 
 
 def _keyed(update: Update, seed: int, stage: str) -> KeyedUpdate:
   """The update with its key drawn from the stage's stream; a jit inside the step's, so that its trace is kept."""
 
-  def keyed(train: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Pair]]:
-    return update(train, batch, rng.key(seed, f"{stage}/loss", train.step))
+  def keyed(train: TrainState, batch: PyTree, frozen: Frozen) -> tuple[TrainState, dict[str, Pair]]:
+    return update(train, batch, rng.key(seed, f"{stage}/loss", train.step), frozen)
 
   return jax.jit(keyed)
 
 
-def _accumulating(update: KeyedUpdate) -> Callable[[Carry, PyTree], tuple[Carry, jax.Array]]:
+def _accumulating(
+  update: KeyedUpdate,
+) -> Callable[[Carry, PyTree, PyTree], tuple[Carry, jax.Array]]:
   """The update with its metrics added to the interval's.
 
   The second result is the step's number: something to wait for that the next step does not take away.
   """
 
-  def step_fn(carry: Carry, batch: PyTree) -> tuple[Carry, jax.Array]:
+  def step_fn(carry: Carry, batch: PyTree, frozen: Frozen) -> tuple[Carry, jax.Array]:
     train, interval = carry
-    after, metrics = update(train, batch)
+    after, metrics = update(train, batch, frozen)
     sums = interval.sums + jnp.stack([jnp.stack(pair) for pair in metrics.values()])
     bad = ~jnp.isfinite(metrics["loss"][0])
     first_bad = jnp.where(bad & (interval.first_bad < 0), after.step, interval.first_bad)

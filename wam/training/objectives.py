@@ -10,7 +10,7 @@ import numpy as np
 from wam.core.types import Params, PyTree
 from wam.losses import sequence
 from wam.models.decoder import LanguageModel
-from wam.training.state import LossFn, Pair
+from wam.training.state import Frozen, LossFn, Pair
 
 
 def next_token(
@@ -26,9 +26,9 @@ def next_token(
   """
 
   def loss_fn(
-    params: Params, batch: PyTree, key: jax.Array
+    params: Params, batch: PyTree, key: jax.Array, frozen: Frozen | None = None
   ) -> tuple[jax.Array, jax.Array, dict[str, Pair]]:
-    del key  # nothing random in the forward pass
+    del key, frozen  # nothing random in the forward pass
     tokens, mask = batch["tokens"], batch["mask"]
     output = model.apply(
       params,

@@ -218,12 +218,14 @@ def abstract(like: PyTree, where: PyTree) -> PyTree:
   )
 
 
-def put(tree: PyTree, where: PyTree) -> PyTree:
-  """A copy of a tree with these shardings; never shares memory with `tree`, which a donation would take away."""
+def put(tree: PyTree, where: PyTree, *, copy: bool = True) -> PyTree:
+  """The tree with these shardings; a `copy` never shares memory with `tree`, which a donation would take away."""
 
   def place(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding == sharding and not copy:
+      return x
     if jax.process_count() == 1:
-      return jax.device_put(x, sharding, may_alias=False)
+      return jax.device_put(x, sharding, may_alias=not copy)
     host = x if isinstance(x, np.ndarray) else fetch(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

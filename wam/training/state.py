@@ -11,8 +11,13 @@ from wam.core.types import Params, PyTree
 
 # (sum, weight): averages over microbatches, devices and steps are sums of both.
 Pair = tuple[jax.Array, jax.Array]
-# (params, batch, key) -> (sum of the masked losses, sum of the mask, metrics by name as pairs).
-LossFn = Callable[[Params, PyTree, jax.Array], tuple[jax.Array, jax.Array, Mapping[str, Pair]]]
+# Trees of weights, by name, that no step changes. An argument of what looks at them, since what a jitted function
+# closes over becomes a constant of its program.
+Frozen = Mapping[str, Params]
+# (params, batch, key, frozen) -> (sum of the masked losses, sum of the mask, metrics by name as pairs).
+LossFn = Callable[
+  [Params, PyTree, jax.Array, Frozen], tuple[jax.Array, jax.Array, Mapping[str, Pair]]
+]
 
 
 class TrainState(NamedTuple):
