@@ -111,15 +111,7 @@ def merge_trees(
     )
     if not batch.pieces:
       continue
-    values = [
-      _Values(
-        tuple(pieces.take(p, x) for x in together.leaves[p.leaf]),
-        tuple(pieces.take(p, x) for x in weights.get(p.leaf, ())),
-        pieces.take_coefficients(p, table[p.leaf]),
-        {},
-      )
-      for p in batch.pieces
-    ]
+    values = [_values(p, together.leaves, weights, table) for p in batch.pieces]
     program = _Program(
       rule=rule,
       parameters=static,
@@ -141,6 +133,21 @@ def merge_trees(
       cut.setdefault(piece.leaf, []).append((piece, value))
   merged = {n: pieces.put_together(x) for n, x in cut.items()}
   return every.rebuild([merged.get(n, x[0]) for n, x in every.leaves.items()])
+
+
+def _values(
+  piece: pieces.Piece,
+  leaves: Mapping[str, Any],
+  weights: Mapping[str, tuple[Any, ...]],
+  table: Mapping[str, Any],
+) -> _Values:
+  """What is merged for a piece, without its random words."""
+  return _Values(
+    tuple(pieces.take(piece, x) for x in leaves[piece.leaf]),
+    tuple(pieces.take(piece, x) for x in weights.get(piece.leaf, ())),
+    pieces.take_coefficients(piece, table[piece.leaf]),
+    {},
+  )
 
 
 def _importance_leaves(
