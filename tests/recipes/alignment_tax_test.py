@@ -7,6 +7,7 @@ import pytest
 
 from wam.core.errors import ConfigError
 from wam.recipes import alignment_tax as recipe
+from wam.recipes import tuning
 
 
 def _params(value):
@@ -18,9 +19,17 @@ def _params(value):
   }
 
 
+def _plans(num_iterations, **comparisons):
+  section = {"num_iterations": num_iterations}
+  return tuning.plans(algorithms={"rsf": section}, mitigation=None, comparisons=comparisons)
+
+
 def test_candidates_in_order():
   found = recipe.candidates(
-    params=_params(0.0), num_iterations=2, alphas=(0.5,), part_alphas=(0.25,)
+    params=_params(0.0),
+    plans=_plans(2, LoRA={"rank 4": {"mitigation": {"lora": {"rank": 4}}}}),
+    alphas=(0.5,),
+    part_alphas=(0.25,),
   )
   assert [(c.family, c.label, c.iteration) for c in found] == [
     ("init", "before RLHF", 0),
@@ -32,28 +41,33 @@ def test_candidates_in_order():
     ("part-wise", "input, α = 0.25", None),
     ("part-wise", "middle, α = 0.25", None),
     ("part-wise", "output, α = 0.25", None),
+    ("LoRA", "rank 4", None),
   ]
+  # Two names for the ends of the path, and no others.
+  assert found[3].identity == found[0].identity and found[5].identity == found[2].identity
+  assert len({c.identity for c in found}) == len(found) - 2
   assert found[7].coefficients == {"input": 1.0, "middle": 0.25, "output": 1.0}
 
 
 def test_without_parts():
-  found = recipe.candidates(params=_params(0.0), num_iterations=1, alphas=(0.5,), num_parts=1)
+  found = recipe.candidates(params=_params(0.0), plans=_plans(1), alphas=(0.5,), num_parts=1)
   assert {c.family for c in found} == {"init", "early stopping", "model averaging"}
 
 
 def test_ratios_outside_are_refused():
   with pytest.raises(ConfigError, match=r"averaging.part_alphas: .* found \[-0.1\]"):
-    recipe.candidates(params=_params(0.0), num_iterations=1, part_alphas=(-0.1,))
+    recipe.candidates(params=_params(0.0), plans=_plans(1), part_alphas=(-0.1,))
 
 
 def test_weights_of_averages():
   """θ_0 = 0 and θ = 1, so that the weights are the ratios."""
   before, after = _params(0.0), _params(1.0)
-  found = recipe.candidates(params=after, num_iterations=1, alphas=(0.5,), part_alphas=(0.25,))
+  found = recipe.candidates(params=after, plans=_plans(1), alphas=(0.5,), part_alphas=(0.25,))
   by_label = {c.label: c for c in found}
-  half = recipe.weights(by_label["α = 0.5"], before, after, None)
+  setting = tuning.Setting(None, before, None, None, None, {})
+  half = recipe.weights(by_label["α = 0.5"], after, _plans(1)[0], setting)
   assert all(np.all(x == 0.5) for x in jax.tree.leaves(half))
-  first = recipe.weights(by_label["input, α = 0.25"], before, after, None)
+  first = recipe.weights(by_label["input, α = 0.25"], after, _plans(1)[0], setting)
   depth = first["layers"]["attention"]["q"]["kernel"][:, 0, 0]
   np.testing.assert_array_equal(depth, [0.25, 0.25, 1, 1, 1, 1])
   assert np.all(first["embed"]["embedding"] == 0.25)

@@ -2,25 +2,23 @@
 
 The stages, each resumable: pre-training and supervised fine-tuning (where the config asks for them) -> θ_0; a
 Bradley-Terry reward model from θ_0 (proxy), and a second one on other pairs (control) where there is no gold reward;
-rejection-sampling fine-tuning -> θ after every iteration; then every point of the trade-off is measured: θ_0, the
-early-stopped checkpoints, model averaging (1 - α)·θ_0 + α·θ, and part-wise averaging (one third of the depth with α,
-the rest of θ). The
-models before and after RLHF and the average that a rule selects on the validation split are left as Hugging Face
-directories in `models/`.
-
-Leaves out the paper's other algorithms and mitigations, and the adaptive ratios.
+RLHF by one algorithm (rejection-sampling fine-tuning, PPO, DPO, REINFORCE) -> θ after every iteration, and again from
+θ_0 with the mitigations to compare with; then every point of the trade-off is measured: θ_0, the early-stopped
+checkpoints, model averaging (1 - α)·θ_0 + α·θ, part-wise averaging (one third of the depth with α, the rest of θ), and
+what the mitigations ended with. The models before and after RLHF and the average that a rule selects on the validation
+split are left as Hugging Face directories in `models/`.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wam.core import parts, sections
 from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.merging.averages import lerp
-from wam.recipes import fronts, points, problems, stages
-from wam.training import iterations, sharding
+from wam.recipes import fronts, points, problems, stages, tuning
+from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
@@ -32,8 +30,18 @@ class Candidate(NamedTuple):
 
   family: str
   label: str
-  coefficients: Mapping[str, float]  # α of each part; empty for the checkpoints of the run
-  iteration: int | None  # of the RLHF run; None: averaged with `coefficients`
+  coefficients: Mapping[str, float]  # α of each part; empty where nothing is averaged
+  iteration: (
+    int | None
+  )  # of the main run of RLHF; None: averaged with `coefficients`, or the end of `plan`
+  plan: tuning.Plan | None = None  # another run
+
+  @property
+  def identity(self) -> Hashable:
+    """Equal for two names of one model."""
+    if self.plan is not None:
+      return self.plan.stage
+    return tuple(self.coefficients.items()) if self.iteration is None else self.iteration
 
 
 def run(
@@ -62,12 +70,14 @@ def alignment_tax(
   problem: Mapping[str, Any],
   model: Mapping[str, Any],
   reward_model: Mapping[str, Any],
-  rsf: Mapping[str, Any],
   averaging: Mapping[str, Any],
   evaluation: Mapping[str, Any],
   sampling: Mapping[str, Any],
   pretrain: Mapping[str, Any] | None = None,
   sft: Mapping[str, Any] | None = None,
+  rsf: Mapping[str, Any] | None = None,
+  mitigation: Mapping[str, Any] | None = None,
+  comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Mapping[str, Any] | None = None,
   workdir: pathlib.Path,
@@ -76,12 +86,14 @@ def alignment_tax(
   show: bool,
 ) -> None:
   """The recipe, top to bottom; every argument but the last four is a section of the config."""
-  stages.check(pretrain=pretrain, sft=sft, reward_model=reward_model, rsf=rsf, sampling=sampling)
-  sections.check(candidates, averaging, "averaging", given=["params", "num_iterations"])
+  stages.check(pretrain=pretrain, sft=sft, reward_model=reward_model, sampling=sampling)
+  plans = tuning.plans(algorithms={"rsf": rsf}, mitigation=mitigation, comparisons=comparisons)
+  sections.check(candidates, averaging, "averaging", given=["params", "plans"])
   sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
   data = problems.make(problem)
   policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
-  models = candidates(params=policy.params, num_iterations=rsf["num_iterations"], **averaging)
+  tuning.check(plans, policy, sampling)
+  models = candidates(params=policy.params, plans=plans, **averaging)
   devices = sharding.make_mesh(mesh)
   open_workdir(workdir, config=config, command=command)
   with sections.call(
@@ -96,14 +108,13 @@ def alignment_tax(
     reference = params
 
     # the rewards
-    scorers = stages.rewards(
+    rewards = stages.rewards(
       policy, reference, data, current, section=reward_model, sampling=sampling
     )
 
-    # θ
-    tuned = stages.rejection_sampling(
-      policy, reference, data, scorers, current, section=rsf, sampling=sampling
-    )
+    # θ, and the runs to compare it with
+    setting = tuning.Setting(policy, reference, data, rewards, current, sampling)
+    tuned, *_ = [tuning.train(plan, setting) for plan in plans]
 
     # what it bought and what it cost
     panels = [
@@ -112,7 +123,7 @@ def alignment_tax(
         reference=reference,
         data=data,
         split=split,
-        scorers=scorers,
+        scorers=rewards.scorers,
         run=current,
         sampling=sampling,
         **evaluation,
@@ -122,10 +133,11 @@ def alignment_tax(
     points.describe(panels[-1], current)
 
     def make(model: Candidate) -> Params:
-      return weights(model, reference, tuned, current)
+      return weights(model, tuned, plans[0], setting)
 
     points.measure(models, panels, current, weights=make)
-    fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE), anchor=INIT)
+    compared = list(dict.fromkeys(plan.family for plan in plans[1:]))
+    fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE, *compared), anchor=INIT)
     best = fronts.select(current, families=(AVERAGED, PARTWISE), before=INIT, after=AFTER)
     named = {"before": models[0].label, "after": AFTER, "selected": best}
     for name, label in named.items():
@@ -137,7 +149,7 @@ def alignment_tax(
 def candidates(
   *,
   params: Params,
-  num_iterations: int,
+  plans: Sequence[tuning.Plan],
   alphas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
   num_parts: int = 3,
   part_alphas: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
@@ -146,7 +158,7 @@ def candidates(
 
   Args:
     params: for the names of the parts.
-    num_iterations: of the RLHF run; each is an early-stopping point.
+    plans: the main run of RLHF, each iteration of which is an early-stopping point, and those to compare with.
     alphas: ratios of model averaging; α multiplies the post-RLHF weights, as in the paper. 0 and 1 are the end points
       that are measured anyway, and need not be given.
     num_parts: groups of layers from input to output; 1 for no part-wise averaging.
@@ -160,6 +172,7 @@ def candidates(
     if outside:
       raise ConfigError(f"averaging.{name}: expected ratios from 0 to 1, found {outside}")
   names = _groups(params, num_parts).names
+  num_iterations = tuning.num_iterations(plans[0])
   # The end points of the path were measured already: they are the same models.
   same = {0.0: 0, 1.0: num_iterations}
   found = [Candidate(INIT, "before RLHF", dict.fromkeys(names, 0.0), 0)]
@@ -174,17 +187,21 @@ def candidates(
       for name in names
       for alpha in part_alphas
     ]
-  return found
+  return found + [Candidate(plan.family, plan.label, {}, None, plan) for plan in plans[1:]]
 
 
-def weights(candidate: Candidate, reference: Params, tuned: Params, run: Run) -> Params:
-  """The weights of a candidate."""
+def weights(
+  candidate: Candidate, tuned: Params, main: tuning.Plan, setting: tuning.Setting
+) -> Params:
+  """The weights of a candidate; `tuned` are those after the `main` run."""
   if candidate.iteration == 0:
-    return reference
+    return setting.reference
   if candidate.iteration is not None:
-    return iterations.load_iteration(run, candidate.iteration, tuned, stage="rsf")
+    return tuning.load(main, setting, candidate.iteration)
+  if candidate.plan is not None:
+    return tuning.load(candidate.plan, setting)
   groups = _groups(tuned, len(candidate.coefficients))
-  return lerp(reference, tuned, parts.coefficients(groups, candidate.coefficients))
+  return lerp(setting.reference, tuned, parts.coefficients(groups, candidate.coefficients))
 
 
 def _groups(params: Params, num_parts: int) -> parts.Parts:

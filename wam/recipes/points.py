@@ -53,8 +53,8 @@ class Model(Protocol):
     """The ratio of each part; empty where it is no average."""
 
   @property
-  def iteration(self) -> int | None:
-    """Of the RLHF run, where it is one of its checkpoints."""
+  def identity(self) -> Hashable:
+    """Equal for two names of one model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def measure(
     for number, model in enumerate(models):
       if number < done:
         continue
-      name = model.iteration if model.iteration is not None else tuple(model.coefficients.items())
+      name = model.identity
       if name not in known:
         params = weights(model)
         known[name] = [fields for panel in panels for fields in _measure(panel, params)]

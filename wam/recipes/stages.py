@@ -1,4 +1,4 @@
-"""The trained stages that recipes share, from a config section to parameters: policy, rewards, RLHF.
+"""The trained stages that come before RLHF, from a config section to parameters: policy and rewards.
 
 Each function turns strings into token rows and hands them to one algorithm. A stage is checked whole before the first
 one trains. Leaves out what is measured afterwards.
@@ -9,14 +9,13 @@ import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from wam import pretrained
 from wam.algorithms import reward_model as reward_models
-from wam.algorithms import rsf as rsf_algorithm
 from wam.algorithms import sft
 from wam.core import rng, sections
 from wam.core.errors import BadData, ConfigError
@@ -53,35 +52,45 @@ class Policy:
     return {"eos_id": eos_id(self.tokenizer), "pad_id": padding_id(self.tokenizer)}
 
 
+class Rewards(NamedTuple):
+  """Who scores completions.
+
+  Attributes:
+    scorers: by name: "proxy" is optimised; "gold" or "control" judges.
+    model, params: of the proxy.
+  """
+
+  scorers: dict[str, RolloutScorer]
+  model: ScalarModel
+  params: Params
+
+
 def check(
   *,
   pretrain: Mapping[str, Any] | None,
   sft: Mapping[str, Any] | None,
   reward_model: Mapping[str, Any],
-  rsf: Mapping[str, Any],
   sampling: Mapping[str, Any],
 ) -> None:
-  """Checks the keys of all sections of training.
+  """Checks the keys of the sections of training.
 
   Raises:
     ConfigError: names section and key.
   """
-  trained = {"reward_model": reward_model, "rsf": rsf}
+  trained = {"reward_model": reward_model}
   trained |= {n: s for n, s in (("pretrain", pretrain), ("sft", sft)) if s is not None}
   for name, section in trained.items():
-    function, also, given = _TRAINED[name]
-    sections.check(function, section, name, given=(*GIVEN, *given), also=also)
-    sections.check(
-      optimizers.make,
-      section["optimizer"],
-      f"{name}.optimizer",
-      given=["total_steps"],
-      also=[optimizers.make_schedule],
-    )
+    function, also = _TRAINED[name]
+    sections.check(function, section, name, given=GIVEN, also=also)
+    check_optimizer(section["optimizer"], f"{name}.optimizer")
   sections.check(sampling_settings, sampling, "sampling")
-  # Values, where they can be seen before anything is trained: the schedule must fit the steps.
-  _, settings = sampling_settings(**sampling)
-  rsf_algorithm.Settings(sampling=settings, **rsf).make_optimizer()
+
+
+def check_optimizer(section: Mapping[str, Any], name: str) -> None:
+  """Checks the keys of a section of `optimizers.make`."""
+  sections.check(
+    optimizers.make, section, name, given=["total_steps"], also=[optimizers.make_schedule]
+  )
 
 
 def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]) -> Policy:
@@ -193,7 +202,7 @@ def rewards(
   *,
   section: Mapping[str, Any],
   sampling: Mapping[str, Any],
-) -> dict[str, RolloutScorer]:
+) -> Rewards:
   """The proxy reward, and its judge: the gold reward where there is one, a control reward model otherwise.
 
   Reward models start from the trunk of θ_0, and are normalised on samples of θ_0: mean 0, standard deviation 1.
@@ -208,20 +217,23 @@ def rewards(
   """
   samples = _reference_samples(policy, reference, data, run, sampling)
 
-  def train(stage: str, pairs: Mapping[str, Sequence[Pair]]) -> RolloutScorer:
+  def train(stage: str, pairs: Mapping[str, Sequence[Pair]]) -> Params:
     return _reward_model(
       pairs, samples, policy=policy, params=reference, run=run, stage=stage, **section
     )
 
-  found = {"proxy": train("reward_model", data.pairs)}
+  model = ScalarModel(policy.model.config)
+  proxy = train("reward_model", data.pairs)
+  found = {"proxy": scorers.from_model(model, proxy, name="reward_model")}
   if data.gold is not None:
     decode = policy.tokenizer.decode
     found["gold"] = scorers.from_text(
       data.gold, decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
     )
   elif data.control_pairs:
-    found["control"] = train("control_model", data.control_pairs)
-  return found
+    control = train("control_model", data.control_pairs)
+    found["control"] = scorers.from_model(model, control, name="control_model")
+  return Rewards(found, model, proxy)
 
 
 def _reward_model(
@@ -239,7 +251,7 @@ def _reward_model(
   num_examples: int | None = None,
   num_epochs: float | None = None,
   **training: Any,
-) -> RolloutScorer:
+) -> Params:
   """Trains a reward model, records its held-out accuracy and normalises it.
 
   Args:
@@ -280,34 +292,7 @@ def _reward_model(
   counts = {f"{split}_dropped": float(len(pairs[split]) - len(r.kept)) for split, r in rows.items()}
   once(run, kind="heldout", stage=stage, fields=heldout | counts)
   raw = scorers.from_model(model, trained)
-  normalised = reward_models.normalise(trained, raw(**reference_samples))
-  return scorers.from_model(model, normalised, name=stage)
-
-
-def rejection_sampling(
-  policy: Policy,
-  reference: Params,
-  data: Problem,
-  scorers_by_name: Mapping[str, RolloutScorer],
-  run: Run,
-  *,
-  section: Mapping[str, Any],
-  sampling: Mapping[str, Any],
-) -> Params:
-  """RLHF by rejection-sampling fine-tuning of θ_0 on the proxy reward; the section has the keys of `rsf.run`."""
-  prompt_length, settings = sampling_settings(**sampling)
-  rows = encoding.prompt_rows(policy.tokenizer, data.prompts["train"], length=prompt_length).arrays
-  judges = {name: scorer for name, scorer in scorers_by_name.items() if name != "proxy"}
-  return rsf_algorithm.run(
-    policy.model,
-    reference,
-    (rows["tokens"], rows["mask"]),
-    scorers_by_name["proxy"],
-    run=run,
-    sampling=settings | policy.ends,
-    other_scorers=judges,
-    **section,
-  )
+  return reward_models.normalise(trained, raw(**reference_samples))
 
 
 def once(run: Run, *, kind: str, stage: str, fields: Mapping[str, Any]) -> None:
@@ -377,14 +362,9 @@ def _num_steps(spec: Mapping[str, Any], batches: Batches) -> int:
   )
 
 
-# By section: the function that takes its keys, those that it hands keys on to, and what it is given beside GIVEN.
+# By section: the function that takes its keys, and those that it hands keys on to.
 _TRAINED: dict[str, Any] = {
-  "pretrain": (_supervised, [sft.run], []),
-  "sft": (_supervised, [sft.run], []),
-  "reward_model": (_reward_model, [reward_models.run], []),
-  "rsf": (
-    rsf_algorithm.run,
-    [rsf_algorithm.Settings],
-    ["sampling", "other_scorers", "on_iteration", "mitigation"],
-  ),
+  "pretrain": (_supervised, [sft.run]),
+  "sft": (_supervised, [sft.run]),
+  "reward_model": (_reward_model, [reward_models.run]),
 }
