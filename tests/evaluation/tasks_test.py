@@ -6,7 +6,7 @@ import pytest
 from wam.core.errors import BadData, ConfigError, UnknownName
 from wam.data.examples import AnswerItem, ChoiceItem, Example
 from wam.data.tokenizers import word_tokenizer
-from wam.evaluation import forward, tasks
+from wam.evaluation import forward, likelihoods, tasks
 from wam.generation import sampling
 from wam.models.config import DecoderConfig
 from wam.models.decoder import LanguageModel
@@ -59,9 +59,17 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_choices_equal_one_sequence_at_a_time(params, normalised):
-  task = tasks.prepare(tasks.ChoiceTask("facts", CHOICES, normalised), TOKENIZER, batch_size=2)
+LENGTHS = {
+  "accuracy": lambda choice: 1,
+  "accuracy_per_character": len,
+  "accuracy_per_byte": lambda choice: len(choice.encode()),
+  "accuracy_per_token": lambda choice: len(choice.split()),
+}
+
+
+@pytest.mark.parametrize("metric", LENGTHS)
+def test_choices_equal_one_sequence_at_a_time(params, metric):
+  task = tasks.prepare(tasks.ChoiceTask("facts", CHOICES, metric), TOKENIZER, batch_size=2)
   score = task.evaluate(MODEL, params)
   expected = []
   for item in CHOICES:
@@ -69,12 +77,13 @@ def test_choices_equal_one_sequence_at_a_time(params, normalised):
     sums = []
     for choice in item.choices:
       scores = logprobs(params, prompt + ids(choice, bos=False))[0][len(prompt) - 1 :]
-      sums.append(scores.mean() if normalised else scores.sum())
+      sums.append(scores.sum() / LENGTHS[metric](choice))
     expected.append(float(np.argmax(sums) == item.answer))
   np.testing.assert_array_equal(score.per_item, expected)
   assert score.value == np.mean(expected)
   assert 0 < score.value < 1
-  assert score.metric == ("normalised_accuracy" if normalised else "accuracy")
+  assert score.metric == metric
+  assert {s.metric for s in task.scores(MODEL, params)} == set(LENGTHS)
   assert score.resampled(np.array([0, 0, 3])) == np.mean([expected[0], expected[0], expected[3]])
 
 
@@ -92,7 +101,8 @@ def test_choice_logprobs_to_many_digits(params):
 
 def test_equal_weights_everywhere_are_at_chance(params):
   flat = jax.tree.map(jnp.zeros_like, params)
-  score = tasks.prepare(tasks.ChoiceTask("facts", CHOICES, True), TOKENIZER).evaluate(MODEL, flat)
+  task = tasks.ChoiceTask("facts", CHOICES, "accuracy_per_token")
+  score = tasks.prepare(task, TOKENIZER).evaluate(MODEL, flat)
   assert score.value == pytest.approx(np.mean([1 / len(item.choices) for item in CHOICES]))
 
 
@@ -171,7 +181,9 @@ def test_windows_score_every_token_once():
     for window in range(2, 8):
       for stride in range(1, window):
         scored = [
-          t for _, first, end in tasks._windows(length, window, stride) for t in range(first, end)
+          t
+          for _, first, end in likelihoods.window_bounds(length, window, stride)
+          for t in range(first, end)
         ]
         assert scored == list(range(1, length))
 
@@ -207,9 +219,10 @@ def test_long_prompts_keep_bos_and_their_right_end(params):
   long = tasks.ChoiceTask("long", [ChoiceItem("ask ask ask Mia likes", ("kite", "soup"), 0)])
   short = tasks.ChoiceTask("short", [ChoiceItem("Mia likes", ("kite", "soup"), 0)])
   cut = tasks.prepare(long, TOKENIZER, max_length=3)
-  np.testing.assert_array_equal(
-    cut.batches[0][0], tasks.prepare(short, TOKENIZER, max_length=3).batches[0][0]
-  )
+  uncut = tasks.prepare(short, TOKENIZER, max_length=3)
+  np.testing.assert_array_equal(cut.batches.arrays[0][0], uncut.batches.arrays[0][0])
+  assert cut.evaluate(MODEL, params).counts == {"truncated_prompts": 1}
+  assert uncut.evaluate(MODEL, params).counts == {"truncated_prompts": 0}
 
 
 def test_other_weights_do_not_compile_again(params):

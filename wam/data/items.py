@@ -5,11 +5,18 @@ the contexts differ and the continuation is shared, and the scoring itself.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from wam.core.errors import BadData
 from wam.data import prompts, sources
 from wam.data.examples import AnswerItem, ChoiceItem, Example
+
+
+class SpansItem(NamedTuple):
+  """A question whose answer may be several spans: any of `references` is right, if all of its spans are given."""
+
+  prompt: str
+  references: tuple[tuple[str, ...], ...]
 
 
 def load_choice_items(spec: Mapping[str, Any]) -> list[ChoiceItem]:

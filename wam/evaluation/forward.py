@@ -1,4 +1,4 @@
-"""The compiled forward passes behind the tasks: choices after a prompt, greedy matches, nats of windows of text."""
+"""The compiled forward passes behind the tasks: choices after a prompt, targets, nats of windows of text."""
 
 import functools
 from typing import Any
@@ -55,15 +55,15 @@ def choice_logprobs(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))
-def greedy_matches(
+def target_nats(
   model: LanguageModel,
   params: Params,
   inputs: tuple[jax.Array, jax.Array],
   targets: tuple[jax.Array, jax.Array],
   *,
   dtype: Any = jnp.float32,
-) -> jax.Array:
-  """Whether all targets are the most probable next tokens.
+) -> tuple[jax.Array, jax.Array]:
+  """-log p of targets after their prompts, and whether all of their tokens are the most probable ones.
 
   Args:
     model: the decoder.
@@ -73,13 +73,16 @@ def greedy_matches(
     dtype: of the computation.
 
   Returns:
-    bool [B].
+    float32 [B] and bool [B].
   """
-  tokens, mask = targets
+  # No target is longer than its input, but its padding may be.
+  tokens, mask = (x[:, -inputs[0].shape[1] :] for x in targets)
   hidden = model.apply(params, inputs[0], mask=inputs[1], dtype=dtype, logits=False).hidden
-  logits = model.logits(params, hidden[:, -tokens.shape[1] :])
+  logits = model.logits(params, hidden[:, -tokens.shape[1] :]).astype(jnp.float32)
+  scores = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, :, None], axis=2)[:, :, 0]
   # Of equal logits the lowest id counts, as in greedy decoding: a model that says nothing is not always right.
-  return jnp.all((jnp.argmax(logits, axis=2) == tokens) | ~mask, axis=1)
+  right = jnp.all((jnp.argmax(logits, axis=2) == tokens) | ~mask, axis=1)
+  return -jnp.sum(jnp.where(mask, scores, 0.0), axis=1), right
 
 
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))

@@ -1,12 +1,11 @@
-"""Scores of answers and choices, as pure functions of strings and arrays. No model and no JAX.
+"""Metrics of tasks, as pure functions of strings and arrays. No model and no JAX.
 
 Every metric is a function of sums over items (`statistics`, a row an item), so that one bootstrap serves them all: ask
-`value` of the rows that were drawn. Leaves out embedding-based and model-judged scores.
+`value` of the rows that were drawn. Leaves out the scores of single answers (official_scores.py), and embedding-based
+and model-judged ones.
 """
 
-import collections
-import re
-import string
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,41 +15,6 @@ from wam.core.errors import BadData, check_rank, unknown_name
 
 # Matched n-grams of 1 to 4, n-grams of 1 to 4, tokens of the hypothesis, tokens of the reference.
 _BLEU_SUMS = 10
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise_answer(text: str) -> str:
-  """Lower case, no punctuation, no English articles, single blanks: SQuAD's rule (Rajpurkar et al. 2016).
-
-  >>> normalise_answer("The  Eiffel-Tower, a tower.")
-  'eiffeltower tower'
-  """
-  return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_match(answer: str, references: Sequence[str]) -> float:
-  """1 when the normalised answer is one of the normalised references, else 0."""
-  return float(normalise_answer(answer) in {normalise_answer(r) for r in references})
-
-
-def token_f1(answer: str, references: Sequence[str]) -> float:
-  """The best harmonic mean, over the references, of precision and recall of the bag of normalised words.
-
-  Two empty texts agree (1), an empty and another one do not (0), as in SQuAD 2.0.
-
-  >>> token_f1("the red kite", ["a blue kite", "kite"])
-  0.6666666666666666
-  """
-  return max(_f1(normalise_answer(answer).split(), normalise_answer(r).split()) for r in references)
-
-
-def _f1(answer: list[str], reference: list[str]) -> float:
-  if not answer or not reference:
-    return float(answer == reference)
-  common = sum((collections.Counter(answer) & collections.Counter(reference)).values())
-  # 2PR / (P + R) with P = common / answer and R = common / reference.
-  return 2 * common / (len(answer) + len(reference))
 
 
 def bleu_statistics(
@@ -81,6 +45,23 @@ def bleu(sums: np.ndarray) -> float:
   return float(score.score)
 
 
+def bleu_signature(
+  answers: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
+) -> str:
+  """sacrebleu's signature of the corpus score: what has to be known to compare two values.
+
+  >>> bleu_signature(["a"], [["a"]]).startswith(
+  ...   "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:"
+  ... )
+  True
+  """
+  scorer = BLEU(tokenize=tokenize)
+  most = max(len(r) for r in references)
+  streams = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
+  scorer.corpus_score(list(answers), streams)
+  return str(scorer.get_signature())
+
+
 def choice_credit(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
   """1 where the right choice alone scores best, 1/k where it is among k that tie for it, else 0.
 
@@ -104,25 +85,76 @@ def _mean(sums: np.ndarray) -> float:
   return float(sums[0] / sums[1])
 
 
-# How a metric's value follows from sums over items; all but BLEU are [numerator, denominator].
+def _exponential(sums: np.ndarray) -> float:
+  try:
+    return math.exp(sums[0] / sums[1])
+  except OverflowError:
+    return math.inf
+
+
+def _bits(sums: np.ndarray) -> float:
+  return float(sums[0] / sums[1] / math.log(2))
+
+
+# How a metric's value follows from sums over items; all but BLEU are of [numerator, denominator].
 _VALUES: dict[str, Callable[[np.ndarray], float]] = {
   "accuracy": _mean,
-  "normalised_accuracy": _mean,
+  "accuracy_per_character": _mean,
+  "accuracy_per_byte": _mean,
+  "accuracy_per_token": _mean,
   "f1": _mean,
+  "squad_f1": _mean,
+  "drop_f1": _mean,
   "exact_match": _mean,
+  "drop_exact_match": _mean,
   "bleu": bleu,
   "nats_per_token": _mean,
+  "perplexity": _exponential,
+  "token_perplexity": _exponential,
+  "word_perplexity": _exponential,
+  "byte_perplexity": _exponential,
+  "bits_per_byte": _bits,
 }
 METRICS: tuple[str, ...] = tuple(_VALUES)
 # For these, less is better.
-LOSSES: frozenset[str] = frozenset({"nats_per_token"})
+LOSSES: frozenset[str] = frozenset(
+  {
+    "nats_per_token",
+    "perplexity",
+    "token_perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+  }
+)
+# Metrics that are shares of items, each of which counts 0, 1 or a part where choices tie.
+PROPORTIONS: frozenset[str] = frozenset(
+  {
+    "accuracy",
+    "accuracy_per_character",
+    "accuracy_per_byte",
+    "accuracy_per_token",
+    "exact_match",
+    "drop_exact_match",
+  }
+)
+# What lm-evaluation-harness calls them, where it has another name.
+HARNESS_NAMES: dict[str, str] = {
+  "accuracy": "acc",
+  "accuracy_per_character": "acc_norm",
+  "accuracy_per_byte": "acc_bytes",
+  "drop_f1": "f1",
+  "squad_f1": "f1",
+  "drop_exact_match": "em",
+}
 
 
 def value(metric: str, statistics: np.ndarray) -> float:
   """A metric over items.
 
   Args:
-    metric: one of METRICS. Accuracies, F1 and exact match lie in 0 to 1, BLEU in 0 to 100, nats are nats.
+    metric: one of METRICS. Accuracies, F1 and exact match lie in 0 to 1, BLEU in 0 to 100, nats are nats, perplexities
+      are their exponentials.
     statistics: [n, k], one row an item; repeat rows for a bootstrap.
 
   Raises:

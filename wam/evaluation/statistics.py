@@ -178,8 +178,19 @@ def win_rate(wins: int, losses: int, ties: int = 0, *, level: float = 0.95) -> I
     raise BadData(
       f"win rate: expected comparisons, found {wins} wins, {losses} losses, {ties} ties"
     )
+  return wilson_interval((wins + ties / 2) / total, total, level=level)
+
+
+def wilson_interval(share: float, total: int, *, level: float = 0.95) -> Interval:
+  """A share of `total` trials, each of which counts 0, 1 or between, with Wilson's score interval (Wilson 1927).
+
+  Raises:
+    BadData: if there are no trials, or the share is not one.
+    ConfigError: if the level is not between 0 and 1.
+  """
+  if total < 1 or not 0 <= share <= 1:
+    raise BadData(f"expected a share from 0 to 1 of at least one trial, found {share} of {total}")
   check_level(level)
-  share = (wins + ties / 2) / total
   z = float(scipy.stats.norm.ppf((1 + level) / 2))
   centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
   half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
