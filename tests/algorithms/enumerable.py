@@ -6,6 +6,7 @@ decoder (`MODEL`) and a table with one row of logits for every prefix (`TABLE`),
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -114,12 +115,13 @@ def objective(
   return jnp.sum(jnp.exp(log_p) * (values - kl_coef * log_ratio))
 
 
-def gradient(weights, reference_weights, values, kl_coef: float, **keywords):
+@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+def gradient(
+  weights, reference_weights, values, kl_coef: float, *, model=None, temperature: float = 1.0
+):
   """The gradient of `objective` with respect to the weights of π (upwards)."""
-  compiled = jax.jit(
-    jax.grad(lambda w: objective(w, reference_weights, values, kl_coef, **keywords))
-  )
-  return compiled(weights)
+  keywords = {"model": model, "temperature": temperature}
+  return jax.grad(lambda w: objective(w, reference_weights, values, kl_coef, **keywords))(weights)
 
 
 def optimum(reference_logprobs, values, kl_coef: float) -> np.ndarray:
