@@ -54,6 +54,33 @@ def test_without_parts():
   assert {c.family for c in found} == {"init", "early stopping", "model averaging"}
 
 
+def test_patterns():
+  found = recipe.candidates(
+    params=_params(0.0),
+    plans=_plans(1),
+    alphas=(),
+    part_alphas=(),
+    patterns=((0, 0, 0), (0, 0, -0.1), (0, -0.1, -0.1)),
+    pattern_alphas=(0.2, 0.3),
+  )
+  found = [c for c in found if c.family == "patterns"]
+  assert [c.label for c in found][:4] == [
+    "(0.2|0.2|0.2)",
+    "(0.2|0.2|0.1)",
+    "(0.2|0.1|0.1)",
+    "(0.3|0.3|0.3)",
+  ]
+  assert found[5].coefficients == {"input": 0.3, "middle": 0.2, "output": 0.2}
+
+
+@pytest.mark.parametrize("pattern", [(0.0, -0.1), (0.0, 0.0, -0.3)])
+def test_patterns_that_cannot_be(pattern):
+  with pytest.raises(ConfigError, match=r"averaging.patterns: expected"):
+    recipe.candidates(
+      params=_params(0.0), plans=_plans(1), patterns=[pattern], pattern_alphas=[0.2]
+    )
+
+
 def test_ratios_outside_are_refused():
   with pytest.raises(ConfigError, match=r"averaging.part_alphas: .* found \[-0.1\]"):
     recipe.candidates(params=_params(0.0), plans=_plans(1), part_alphas=(-0.1,))

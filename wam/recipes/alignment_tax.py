@@ -22,6 +22,7 @@ from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
+PATTERNS = "patterns"
 AFTER = "α = 1"
 
 
@@ -136,8 +137,9 @@ def alignment_tax(
       return weights(model, tuned, plans[0], setting)
 
     points.measure(models, panels, current, weights=make)
+    more = [PATTERNS] if any(model.family == PATTERNS for model in models) else []
     compared = list(dict.fromkeys(plan.family for plan in plans[1:]))
-    fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE, *compared), anchor=INIT)
+    fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE, *more, *compared), anchor=INIT)
     best = fronts.select(current, families=(AVERAGED, PARTWISE), before=INIT, after=AFTER)
     named = {"before": models[0].label, "after": AFTER, "selected": best}
     for name, label in named.items():
@@ -153,6 +155,8 @@ def candidates(
   alphas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
   num_parts: int = 3,
   part_alphas: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
+  patterns: Sequence[Sequence[float]] = (),
+  pattern_alphas: Sequence[float] = (0.2, 0.3, 0.4),
 ) -> list[Candidate]:
   """All points to measure, in order.
 
@@ -163,9 +167,11 @@ def candidates(
       that are measured anyway, and need not be given.
     num_parts: groups of layers from input to output; 1 for no part-wise averaging.
     part_alphas: ratios of the part that is averaged; the others keep the weights of θ (paper, section 5.1).
+    patterns: what is added to α in every part, such as (0, 0, -0.1) for the paper's (α|α|α-0.1) (figure 8).
+    pattern_alphas: the α of the patterns.
 
   Raises:
-    ConfigError: if a ratio is not in [0, 1].
+    ConfigError: if a ratio is not in [0, 1], or a pattern has not `num_parts` numbers.
   """
   for name, values in (("alphas", alphas), ("part_alphas", part_alphas)):
     outside = [a for a in values if not 0 <= a <= 1]
@@ -187,7 +193,22 @@ def candidates(
       for name in names
       for alpha in part_alphas
     ]
+  found += [_patterned(alpha, pattern, names) for alpha in pattern_alphas for pattern in patterns]
   return found + [Candidate(plan.family, plan.label, {}, None, plan) for plan in plans[1:]]
+
+
+def _patterned(alpha: float, pattern: Sequence[float], names: Sequence[str]) -> Candidate:
+  """The average with α and what a pattern adds to it in each part."""
+  if len(pattern) != len(names):
+    raise ConfigError(
+      f"averaging.patterns: expected {len(names)} numbers, one a part, found {tuple(pattern)}"
+    )
+  # To 10 digits: 0.3 - 0.1 is not 0.2 in floating point.
+  ratios = [round(alpha + more, 10) for more in pattern]
+  if not all(0 <= ratio <= 1 for ratio in ratios):
+    raise ConfigError(f"averaging.patterns: expected ratios from 0 to 1, found {ratios}")
+  label = f"({'|'.join(f'{ratio:g}' for ratio in ratios)})"
+  return Candidate(PATTERNS, label, dict(zip(names, ratios, strict=True)), None)
 
 
 def weights(
