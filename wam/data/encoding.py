@@ -258,18 +258,49 @@ def pair_rows(
     Rows with "chosen", "rejected" [B, T] int32 and for both "…_mask" (real tokens) and "…_loss_mask" (the completion)
     [B, T] bool.
   """
-  _check_choice(too_long, length)
   sides = [
     encode_examples(
       tokenizer, [Example(p.prompt, p[1 + side]) for p in pairs], add_bos=add_bos, add_eos=add_eos
     )
     for side in range(2)
   ]
-  prompts, chosen, rejected = sides[0][0], sides[0][1], sides[1][1]
-  keep_first = len(bos_ids(tokenizer, add_bos))
+  return pair_sequence_rows(
+    sides[0][0],
+    sides[0][1],
+    sides[1][1],
+    length=length,
+    pad_id=padding_id(tokenizer),
+    prompt_length=prompt_length,
+    keep_first=len(bos_ids(tokenizer, add_bos)),
+    too_long=too_long,
+    trim=trim,
+  )
+
+
+def pair_sequence_rows(
+  prompts: Sequence[Ids],
+  chosen: Sequence[Ids],
+  rejected: Sequence[Ids],
+  *,
+  length: int,
+  pad_id: int,
+  prompt_length: int | None = None,
+  keep_first: int = 0,
+  too_long: TooLong = "drop",
+  trim: bool = False,
+) -> Rows:
+  """`pair_rows` for ids that are there already, such as sampled completions.
+
+  Args:
+    prompts, chosen, rejected: B lists of ids each.
+    length: T.
+    pad_id: what fills rows up.
+    prompt_length, too_long, trim: see `pair_rows`.
+    keep_first: so many first tokens of a prompt (BOS) survive cutting.
+  """
+  _check_choice(too_long, length)
   kept, fitted = [], []
-  for i, prompt in enumerate(prompts):
-    both = [chosen[i], rejected[i]]
+  for i, (prompt, *both) in enumerate(zip(prompts, chosen, rejected, strict=True)):
     fits = len(prompt) + max(len(c) for c in both) <= length
     fits = fits and len(prompt) <= (prompt_length or length)
     if fits or too_long == "truncate":
@@ -279,14 +310,15 @@ def pair_rows(
   arrays: Arrays = {}
   for side, name in enumerate(("chosen", "rejected")):
     lists = [prompt + both[side] for prompt, both in fitted]
-    arrays[name], mask = pad_right(lists, padding_id(tokenizer), length=width)
+    arrays[name], mask = pad_right(lists, pad_id, length=width)
     arrays[f"{name}_mask"] = mask
     arrays[f"{name}_loss_mask"] = _loss_mask(mask, [len(prompt) for prompt, _ in fitted])
   shorter = [
     (len(f[0]) < len(prompts[i]), len(f[1][0]) < len(chosen[i]) or len(f[1][1]) < len(rejected[i]))
     for i, f in zip(kept, fitted, strict=True)
   ]
-  return _rows(arrays, kept, len(pairs), sum(p for p, _ in shorter), sum(c for _, c in shorter))
+  counts = sum(p for p, _ in shorter), sum(c for _, c in shorter)
+  return _rows(arrays, kept, len(prompts), *counts)
 
 
 def _plain_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
