@@ -1,0 +1,269 @@
+"""Whole runs of REINFORCE: on a small decoder, and on the table whose optimum is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.algorithms import enumerable
+from tests.algorithms.small_test_models import EOS, MODEL, open_run, sequences
+from wam.algorithms import reinforce
+from wam.checkpoints import records
+from wam.core.errors import BadData, ConfigError, NonFinite
+from wam.training.iterations import load_iteration
+from wam.training.mitigations import Mitigation
+
+SETTINGS = {
+  "num_iterations": 3,
+  "prompts_per_iteration": 16,
+  "samples_per_prompt": 4,
+  "sampling": {"max_new_tokens": 5, "eos_id": EOS, "pad_id": 0, "temperature": 0.9},
+  "optimizer": {"learning_rate": 1e-2},
+  "batch_size": 32,
+  "kl_coef": 0.01,
+}
+TABLE = {
+  "num_iterations": 3,
+  "prompts_per_iteration": 8,
+  "samples_per_prompt": 4,
+  "sampling": enumerable.SAMPLING,
+  "optimizer": {"learning_rate": 0.1, "name": "adam"},
+  "batch_size": 16,
+  "epochs": 2,
+}
+VALUES = enumerable.rewards(0)
+
+
+def prompts():
+  """Prompts of two tokens, padded on the left."""
+  tokens = sequences(100)["tokens"][:, :2]
+  return np.pad(tokens, ((0, 0), (1, 0))), np.pad(np.ones_like(tokens, bool), ((0, 0), (1, 0)))
+
+
+def large_tokens(prompt_tokens, prompt_mask, completions, completion_mask):
+  """The share of tokens of at least 7: a fraction."""
+  return ((completions >= 7) & completion_mask).sum(1) / 5
+
+
+def listed(prompt_tokens, prompt_mask, completions, completion_mask):
+  """The reward of each of the 40 completions, from a list."""
+  return VALUES[enumerable.index_of(completions, completion_mask)]
+
+
+def run_table(directory, params, scorer=listed, **changes):
+  """A run on the table; its parameters and its records."""
+  with open_run(directory) as run:
+    found = reinforce.run(
+      enumerable.TABLE, params, enumerable.prompts(4), scorer, run=run, **TABLE | changes
+    )
+  return jax.device_get(found), [r for r in records.read(directory) if r["kind"] == "metric"]
+
+
+def equal(a, b):
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.fixture(scope="module")
+def decoder_run(tmp_path_factory):
+  """A run with a moving average, and how often its loss was traced."""
+  directory = tmp_path_factory.mktemp("reinforce")
+  params = MODEL.init(jax.random.key(0))
+  traces, original = 0, reinforce.loss
+
+  def counting(*arguments):
+    loss_fn = original(*arguments)
+
+    def counted(*inputs):
+      nonlocal traces
+      traces += 1
+      return loss_fn(*inputs)
+
+    return counted
+
+  with pytest.MonkeyPatch.context() as patch, open_run(directory) as run:
+    patch.setattr(reinforce, "loss", counting)
+    found = reinforce.run(
+      MODEL, params, prompts(), large_tokens, run=run, anchor="ema", ema_rate=0.1,
+      other_scorers={"length": lambda *a: a[3].sum(1)},
+      on_iteration=lambda i, weights: {"called": float(i)}, **SETTINGS,
+    )  # fmt: skip
+    kept = [load_iteration(run, i, found, stage="reinforce") for i in (1, 2, 3)]
+  return directory, params, jax.device_get(found), jax.device_get(kept), traces
+
+
+def test_a_run_raises_the_reward_and_records_it(decoder_run):
+  lines = [r for r in records.read(decoder_run[0]) if r["kind"] == "metric"]
+  assert [r["step"] for r in lines] == [1, 2, 3]
+  assert lines[-1]["reward"] > lines[0]["reward"] + 0.05
+  assert lines[0]["kl"] == lines[0]["kl_ema"] == 0
+  # The average lags behind the policy, and is ahead of where both started.
+  assert 0 < lines[-1]["kl_ema"] < lines[-1]["kl"]
+  for line in lines:
+    assert line["reward_length"] == pytest.approx(line["length"])
+    assert line["called"] == line["step"]
+    assert line["reward_shaped"] <= line["reward"] + 0.01
+    assert 0 < line["finished"] <= 1 and line["left_out"] == 0
+    assert 0 < line["surprise"] < np.log(12) + 0.1
+  assert lines[0]["ratio"] == pytest.approx(1, abs=0.2)
+
+
+def test_it_compiles_once_and_keeps_every_iteration(decoder_run):
+  _, params, found, kept, traces = decoder_run
+  assert traces == 1
+  assert equal(kept[2], found) and not equal(kept[1], found)
+  assert not equal(kept[0], jax.device_get(params))
+
+
+def test_stopped_in_an_iteration_it_ends_with_the_same_bits(tmp_path):
+  """The moving average is part of what is saved."""
+  params, calls = enumerable.TABLE.init(1), 0
+  changes = {"anchor": "ema", "ema_rate": 0.3, "kl_coef": 0.5}
+  expected, lines = run_table(tmp_path / "whole", params, **changes)
+
+  def failing(*rollout):
+    nonlocal calls
+    calls += 1
+    if calls == 2:
+      raise KeyboardInterrupt
+    return listed(*rollout)
+
+  with pytest.raises(KeyboardInterrupt):
+    run_table(tmp_path / "stopped", params, failing, **changes)
+  found, again = run_table(tmp_path / "stopped", params, failing, **changes)
+  assert calls == 4  # one, the one that failed, and two
+  assert equal(found, expected)
+  assert [records.without_times(r) for r in lines] == [records.without_times(r) for r in again]
+  assert [r["step"] for r in again] == [1, 2, 3]
+
+
+def test_moving_averages_at_the_ends_of_their_rate(tmp_path):
+  """μ = 1: the policy is its own anchor, so the penalty has no effect. μ = 0: the anchor stays θ_0. Bit for bit."""
+  params = enumerable.TABLE.init(1)
+  two = {"num_iterations": 2}
+  free, _ = run_table(tmp_path / "free", params, kl_coef=0.0, **two)
+  own, lines = run_table(tmp_path / "own", params, kl_coef=5.0, anchor="ema", ema_rate=1.0, **two)
+  assert equal(free, own)
+  assert all(line["kl_ema"] == 0 for line in lines) and lines[-1]["kl"] > 0
+  fixed, _ = run_table(tmp_path / "fixed", params, kl_coef=0.2, **two)
+  still, lines = run_table(
+    tmp_path / "still", params, kl_coef=0.2, anchor="ema", ema_rate=0.0, **two
+  )
+  assert equal(fixed, still) and not equal(fixed, free)
+  assert all(line["kl_ema"] == line["kl"] for line in lines)
+
+
+@pytest.mark.slow
+def test_the_table_comes_near_the_optimum(tmp_path):
+  """By sampling: E[r] - β·KL climbs nine tenths of the way to β·log Z, which no policy exceeds."""
+  table, beta = enumerable.TABLE, 0.3
+  start = table.init(1, 0.5)
+  found, lines = run_table(
+    tmp_path, start, kl_coef=beta, num_iterations=12, prompts_per_iteration=128, batch_size=None,
+    epochs=1, optimizer={"learning_rate": 0.3, "name": "adam", "schedule": "linear"},
+  )  # fmt: skip
+  logs = enumerable.logprobs(start, model=table)
+  first, last = (
+    enumerable.value_of(enumerable.logprobs(w, model=table), logs, VALUES, beta)
+    for w in (start, found)
+  )
+  best = enumerable.value_of(enumerable.optimum(logs, VALUES, beta), logs, VALUES, beta)
+  assert first + 0.9 * (best - first) < last <= best + 1e-6
+  p = np.exp(np.asarray(enumerable.logprobs(found, model=table), np.float64))
+  exact_kl = float(p @ (np.log(p) - np.asarray(logs, np.float64)))
+  assert lines[-1]["kl"] == pytest.approx(exact_kl, rel=0.2)
+
+
+def test_ratios_are_1_while_nothing_is_learnt(tmp_path):
+  _, lines = run_table(
+    tmp_path, enumerable.TABLE.init(1), clip_ratio=0.01, optimizer={"learning_rate": 0.0}
+  )
+  for line in lines:
+    assert line["ratio"] == pytest.approx(1, abs=1e-6)
+    assert line["clip_fraction"] == 0
+  _, lines = run_table(tmp_path / "learning", enumerable.TABLE.init(1), clip_ratio=0.01)
+  assert lines[0]["clip_fraction"] > 0
+
+
+def test_equal_rewards_teach_nothing(tmp_path):
+  """Rewards that are all equal move no weight, not even through an optimizer that divides by the gradient's size."""
+  params = enumerable.TABLE.init(1)
+  found, lines = run_table(tmp_path, params, lambda *a: np.full(len(a[0]), 0.1), kl_coef=0.0)
+  assert equal(found, jax.device_get(params))
+  assert [line["tied_prompts"] for line in lines] == [8, 8, 8]
+  assert all(line["reward"] == pytest.approx(0.1) and line["grad_norm"] == 0 for line in lines)
+
+
+def test_completions_of_nothing_but_eos(tmp_path):
+  """A policy that ends at once: completions of one token, which are trained on like any others."""
+  params = enumerable.TABLE.init(1)
+  kernel = params["layers"]["0"]["head"]["kernel"].at[0, 0].set(9.0)
+  params = {"layers": {"0": {"head": {"kernel": kernel}}}}
+  found, lines = run_table(tmp_path, params, kl_coef=0.0, num_iterations=1, baseline="none")
+  assert lines[0]["length"] < 1.1 and lines[0]["finished"] > 0.9
+  # They are the worst of all, and become less likely.
+  assert VALUES[0] != 0
+  before, after = (
+    float(enumerable.logprobs(w, model=enumerable.TABLE)[0]) for w in (params, found)
+  )
+  assert (after > before) == (VALUES[0] > 0)
+
+
+def test_completions_that_never_end(tmp_path):
+  sampling = enumerable.SAMPLING | {"eos_id": ()}
+  endless = lambda *a: a[2].sum(1) / 7  # noqa: E731
+  params = enumerable.TABLE.init(1)
+  _, lines = run_table(tmp_path / "keep", params, endless, sampling=sampling, num_iterations=1)
+  assert lines[0]["finished"] == 0 and lines[0]["length"] == 3 and lines[0]["left_out"] == 0
+  with pytest.raises(BadData, match=r"iteration 1 of reinforce .* 0 of 32 completions end"):
+    run_table(tmp_path / "drop", params, endless, sampling=sampling, missing_eos="drop")
+
+
+def test_a_mitigation_trains_what_it_says(tmp_path):
+  """One number for each row of the table is trained in place of the weights; the average is that of the weights."""
+
+  def full(trained, frozen):
+    kernel = frozen["init"]["layers"]["0"]["head"]["kernel"]
+    return {"layers": {"0": {"head": {"kernel": kernel + trained["shift"] * jnp.eye(13, 4)}}}}
+
+  mitigation = Mitigation(
+    start=lambda init, key: {"shift": jnp.zeros((13, 1))}, full=full, freeze=lambda init: {"init": init}
+  )  # fmt: skip
+  params = enumerable.TABLE.init(1)
+  found, lines = run_table(
+    tmp_path, params, mitigation=mitigation, anchor="ema", ema_rate=0.5, kl_coef=0.1
+  )
+  change = found["layers"]["0"]["head"]["kernel"] - np.asarray(
+    params["layers"]["0"]["head"]["kernel"]
+  )
+  assert np.abs(change[np.eye(13, 4) == 1]).max() > 0.05
+  assert not change[np.eye(13, 4) == 0].any()
+  assert 0 < lines[-1]["kl_ema"] < lines[-1]["kl"]
+
+
+def test_refuses_what_cannot_work(tmp_path):
+  params = enumerable.TABLE.init(1)
+  tokens, mask = enumerable.prompts(4)
+  with open_run(tmp_path) as run:
+
+    def attempt(scorer=listed, given=(tokens, mask), **changes):
+      reinforce.run(enumerable.TABLE, params, given, scorer, run=run, **TABLE | changes)
+
+    with pytest.raises(
+      NonFinite, match="reward: 1 of 32 rewards are not finite, the first is number 3"
+    ):
+      attempt(lambda *a: np.where(np.arange(32) == 3, np.nan, 0.5))
+    with pytest.raises(NonFinite, match="reward_gold: 32 of 32"):
+      attempt(other_scorers={"gold": lambda *a: np.full(32, np.inf)})
+    with pytest.raises(BadData, match="there are no prompts"):
+      attempt(given=(tokens[:0], mask[:0]))
+    with pytest.raises(BadData, match="1 of 4 prompts have no token, the first is number 2"):
+      attempt(given=(tokens, mask & (np.arange(4) != 2)[:, None]))
+    long = np.zeros((4, 2046), np.int32)
+    with pytest.raises(
+      ConfigError, match=r"longest prompt \(2046 tokens\) .* context of 2048 tokens"
+    ):
+      attempt(given=(long, np.ones_like(long, bool)))
+    with pytest.raises(TypeError, match="num_iteration"):
+      attempt(num_iteration=2)
