@@ -36,10 +36,11 @@ class PreparedText(NamedTuple):
   def nats(self, model: LanguageModel, params: Params, *, dtype: Any = jnp.float32) -> np.ndarray:
     """-log p of each document's scored tokens: float64 [n]."""
     parts = [
+      # The flags are padded with an id, as all columns are: what is real says their own mask.
       forward.text_nats(
-        model, params, batch[0], batch[1], batch[2].astype(bool), dtype=jnp.dtype(dtype)
+        model, params, tokens, mask, scored.astype(bool) & real, dtype=jnp.dtype(dtype)
       )
-      for batch in self.batches.arrays
+      for tokens, mask, scored, real in self.batches.arrays
     ]
     nats = self.batches.gather(parts).astype(np.float64)
     return np.bincount(self.document, nats, minlength=len(self.task.documents))
