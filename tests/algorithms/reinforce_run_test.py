@@ -10,8 +10,10 @@ from tests.algorithms.small_test_models import EOS, MODEL, open_run, sequences
 from wam.algorithms import reinforce
 from wam.checkpoints import records
 from wam.core.errors import BadData, ConfigError, NonFinite
+from wam.training import sharding
 from wam.training.iterations import load_iteration
 from wam.training.mitigations import Mitigation
+from wam.training.workdir import Run
 
 SETTINGS = {
   "num_iterations": 3,
@@ -240,6 +242,30 @@ def test_a_mitigation_trains_what_it_says(tmp_path):
   assert np.abs(change[np.eye(13, 4) == 1]).max() > 0.05
   assert not change[np.eye(13, 4) == 0].any()
   assert 0 < lines[-1]["kl_ema"] < lines[-1]["kl"]
+
+
+def test_two_devices_do_what_one_does(tmp_path):
+  """Completions, weights and the average split over a mesh; sums over devices round differently."""
+  params, changes = (
+    enumerable.TABLE.init(1),
+    {"anchor": "ema", "ema_rate": 0.3, "num_iterations": 2},
+  )
+  one, lines = run_table(tmp_path / "one", params, **changes)
+  mesh = sharding.make_mesh({"data": 2}, devices=jax.devices()[:2])
+  with Run(tmp_path / "two", seed=0, mesh=mesh, tensorboard=False, show=False) as run:
+    two = reinforce.run(
+      enumerable.TABLE, params, enumerable.prompts(4), listed, run=run, **TABLE | changes
+    )
+    with pytest.raises(ConfigError, match="a batch of 1 cannot be split over 2 devices"):
+      reinforce.run(
+        enumerable.TABLE, params, enumerable.prompts(4), listed, run=run, stage="odd",
+        **TABLE | {"accumulate_steps": 16},
+      )  # fmt: skip
+  for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(jax.device_get(two)), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+  again = [r for r in records.read(tmp_path / "two") if r["kind"] == "metric"]
+  for a, b in zip(lines, again, strict=True):
+    assert a["reward"] == b["reward"] and a["kl_ema"] == pytest.approx(b["kl_ema"], abs=1e-5)
 
 
 def test_refuses_what_cannot_work(tmp_path):

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wam.core.errors import ConfigError
 from wam.core.types import Params, PyTree
 from wam.generation.rollouts import Rollout
 from wam.losses import policy, sequence
@@ -58,21 +57,21 @@ def compare(
     others: weights by name.
     rollout: R completions.
     temperature: of the sampling, above 0: all logits are divided by it.
-    rows_per_call: rows at a time, to bound the memory of the logits [rows, N, V]; divides R. None: all.
+    rows_per_call: rows at a time, to bound the memory of the logits [rows, N, V]; one program for them. None: all.
     dtype: of the computation.
     place: puts arrays [B, ...] that every process holds on the devices.
     fetch: brings whole arrays to the host.
   """
   R, P = rollout.prompt_tokens.shape
-  rows = rows_per_call or R
-  if R % rows:
-    raise ConfigError(f"rows_per_call={rows} does not divide the {R} rows of a rollout")
-  tokens, mask = rollout.tokens, rollout.mask
+  rows = min(rows_per_call or R, R)
+  arrays = (rollout.tokens, rollout.mask, rollout.completion_mask)
   static = {"model": model, "prompt": P, "dtype": jnp.dtype(dtype)}
   parts = []
   for start in range(0, R, rows):
-    stop = start + rows
-    batch = place((tokens[start:stop], mask[start:stop], rollout.completion_mask[start:stop]))
+    # The last call is filled up with its first row, to keep the shape.
+    index = np.arange(start, start + rows)
+    index = np.where(index < R, index, start)
+    batch = place(tuple(x[index] for x in arrays))
     logprobs, logits = _read(params=params, batch=batch, temperature=temperature, **static)
     part: dict[str, Any] = {"logprobs": logprobs, "others": {}, "kl": {}}
     for name, weights in others.items():
@@ -80,7 +79,7 @@ def compare(
       part["others"][name] = read[0]
       part["kl"][name] = _kl(logits, read[1], batch[2])
     parts.append(fetch(part))
-  return Comparison(**jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts))
+  return Comparison(**jax.tree.map(lambda *pieces: np.concatenate(pieces)[:R], *parts))
 
 
 def completion_logits(
