@@ -36,11 +36,17 @@ DECODER_RULES: Rules = (
   (r"(.*/)?mlp/(gate|up)/bias", P("tensor")),
   (r"(.*/)?mlp/down/kernel", P("tensor", "fsdp")),
   (r"(.*/)?(attention/o|mlp/down)/bias", P()),
+  # Factors of low-rank adapters lie as the axis of the matrix that they share; the rank stays whole.
+  (r"(.*/)?(attention/[qkv]|mlp/(gate|up))/lora_a", P("fsdp", None)),
+  (r"(.*/)?(attention/[qkv]|mlp/(gate|up))/lora_b", P(None, "tensor")),
+  (r"(.*/)?(attention/o|mlp/down)/lora_a", P("tensor", None)),
+  (r"(.*/)?(attention/o|mlp/down)/lora_b", P(None, "fsdp")),
   (r"(.*/)?scale", P()),
   (r"(.*/)?head/(kernel|bias)", P()),
 )
 # For trees that nobody has written rules for: every device holds all.
 REPLICATED: Rules = ((".*", P()),)
+_ADAPTER = re.compile(r"(?:.*/)?lora_[ab]")
 
 
 def make_mesh(
@@ -133,7 +139,9 @@ def shardings(
   """The NamedSharding of every leaf of a train state.
 
   A leaf whose name ends with the name of a parameter and has its shape lies where the parameter lies: the parameters
-  themselves and the optimizer's moments. All other leaves (counts, factored moments) are replicated.
+  themselves and the optimizer's moments. Factors of low-rank adapters, which need not be among the parameters, and
+  their moments lie as the rules say of them, whole along an axis that a mesh axis does not divide. All other leaves
+  (counts, factored moments) are replicated.
   """
   flat_specs = {
     name: (np.shape(leaf), spec)
@@ -144,13 +152,17 @@ def shardings(
     )
   }
 
+  factors = {n: x for n, x in trees.flatten(state).items() if _ADAPTER.fullmatch(n)}
+  matrices = {name: x for name, x in factors.items() if len(np.shape(x)) > 1}
+  adapter_specs = specs(matrices, (*rules, *REPLICATED), mesh, uneven="replicate")
+
   def sharding_of(name: str, leaf: Any) -> NamedSharding:
     words = name.split("/")
     for start in range(len(words)):
       shape, spec = flat_specs.get("/".join(words[start:]), (None, P()))
       if shape == np.shape(leaf):
         return NamedSharding(mesh, spec)
-    return NamedSharding(mesh, P())
+    return NamedSharding(mesh, adapter_specs.get(name, P()))
 
   return trees.map_named(sharding_of, state)
 
