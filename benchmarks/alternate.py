@@ -1,7 +1,7 @@
 """Measures several systems in turns, A B C A B C ..., on the same cores; prints medians, spreads and ratios.
 
 Each system lives in a process (and an environment) of its own and sleeps while the others are measured, so that a slow
-minute of the machine hits all of them. Used by training.py and sampling.py.
+minute of the machine hits all of them. Used by training.py, sampling.py and preferences.py.
 """
 
 import argparse
@@ -26,8 +26,8 @@ class System(NamedTuple):
   function: str
 
 
-def run(systems: Sequence[System], description: str) -> None:
-  """Parses the command line, measures and prints."""
+def run(systems: Sequence[System], description: str, *, unit: str = "tokens") -> None:
+  """Parses the command line, measures and prints; `unit` is what the systems count."""
   parser = argparse.ArgumentParser(description=description)
   parser.add_argument(
     "--repeats", type=int, default=5, help="rounds; each measures every system once"
@@ -52,7 +52,7 @@ def run(systems: Sequence[System], description: str) -> None:
     worker.stdin.close()
     worker.wait(timeout=60)
   print(f"\ncores {cores}, load {load:.1f} before and {os.getloadavg()[0]:.1f} after, {size} shape")
-  print(table(results))
+  print(table(results, unit))
   if options.json:
     options.json.write_text(json.dumps(results, indent=1))
 
@@ -104,19 +104,20 @@ def ask(worker: subprocess.Popen[str]) -> dict[str, Any]:
   return answer
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-  """Tokens a second and, for each system, how many times faster the first one is (median of the ratios of rounds)."""
-  speeds = {label: [m["tokens"] / m["seconds"] for m in rows] for label, rows in results.items()}
+def table(results: dict[str, list[dict[str, float]]], unit: str) -> str:
+  """Units a second and, for each system, how many times faster the first one is (median of the ratios of rounds)."""
+  speeds = {label: [m["count"] / m["seconds"] for m in rows] for label, rows in results.items()}
   first = next(iter(speeds.values()))
+  digits = 3 if unit == "steps" else 0
   lines = [
-    "| system | tokens/s, median | min to max | CPU s / run | first / this |",
+    f"| system | {unit}/s, median | min to max | CPU s / run | first / this |",
     "|---|---|---|---|---|",
   ]
   for label, values in speeds.items():
     ratios = [a / b for a, b in zip(first, values, strict=True)]
     cpu = statistics.median(m["cpu_seconds"] for m in results[label])
     lines.append(
-      f"| {label} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} |"
+      f"| {label} | {statistics.median(values):.{digits}f} | {min(values):.{digits}f} to {max(values):.{digits}f} |"
       f" {cpu:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
     )
   return "\n".join(lines)

@@ -14,6 +14,7 @@ from shape import Shape
 from tunix.generate import sampler as tunix_sampler
 from tunix.models.llama3 import model as llama
 from tunix.sft import peft_trainer
+from tunix.sft.dpo import dpo_trainer
 
 Measure = Callable[[], tuple[int, float]]
 
@@ -73,6 +74,36 @@ def sft(shape: Shape) -> tuple[Measure, dict[str, str]]:
     jax.block_until_ready(nnx.state(model))
     seconds = time.perf_counter() - start
     return tokens.size * (trainer.train_steps - before), seconds
+
+  return measure, _versions()
+
+
+def dpo(shape: Shape) -> tuple[Measure, dict[str, str]]:
+  """DPOTrainer on all weights; it looks at the reference in every step."""
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.01))
+  model = _model(shape)
+  config = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=10**9, max_steps=10**9, beta=0.1)
+  trainer = dpo_trainer.DPOTrainer(model, _model(shape), optimizer, config)
+  draw = np.random.default_rng(0)
+  prompts = (shape.train_batch, shape.prompt_length)
+  completions = (shape.train_batch, shape.train_length - shape.prompt_length)
+  ids = {
+    name: draw.integers(2, shape.vocab_size, size, dtype=np.int32)
+    for name, size in (("prompt", prompts), ("chosen", completions), ("rejected", completions))
+  }
+  batch = dpo_trainer.TrainingInput(
+    **{f"{name}_ids": x for name, x in ids.items()},
+    **{f"{name}_mask": np.ones(x.shape, bool) for name, x in ids.items()},
+  )
+
+  def measure() -> tuple[int, float]:
+    before = trainer.train_steps
+    # It passes over as many batches as it has seen before.
+    batches = [batch] * (trainer.iter_steps + shape.train_steps)
+    start = time.perf_counter()
+    trainer.train(batches)
+    jax.block_until_ready(nnx.state(model))
+    return trainer.train_steps - before, time.perf_counter() - start
 
   return measure, _versions()
 

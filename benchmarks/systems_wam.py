@@ -1,4 +1,4 @@
-"""wam, measured: a training step as the trainers compile it, and `generate`."""
+"""wam, measured: training steps as the trainers compile them, and `generate`."""
 
 import functools
 import time
@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from shape import Shape
 
+from wam.algorithms import dpo as dpo_algorithm
+from wam.algorithms import reward_model as reward_models
+from wam.core.types import Params
 from wam.generation.sampling import generate
 from wam.models.config import DecoderConfig
 from wam.models.decoder import LanguageModel
-from wam.training import objectives, optimizers, state, step
+from wam.models.heads import ScalarModel
+from wam.training import completions, objectives, optimizers, state, step
 
 Measure = Callable[[], tuple[int, float]]
 
@@ -65,6 +69,61 @@ def sft(shape: Shape, *, stacked: bool = False) -> tuple[Measure, dict[str, str]
 def sft_stacked(shape: Shape) -> tuple[Measure, dict[str, str]]:
   """The same with scanned layers."""
   return sft(shape, stacked=True)
+
+
+def _pairs(shape: Shape) -> dict[str, np.ndarray]:
+  """Pairs of one prompt each and completions of one length, with columns as `encoding.pair_rows` makes them."""
+  size = (shape.train_batch, shape.train_length)
+  draw = np.random.default_rng(0)
+  completion = np.broadcast_to(np.arange(size[1]) >= shape.prompt_length, size)
+  chosen, rejected = draw.integers(2, shape.vocab_size, (2, *size), dtype=np.int32)
+  columns = {}
+  for side, tokens in (("chosen", chosen), ("rejected", np.where(completion, rejected, chosen))):
+    columns |= {side: tokens, f"{side}_mask": np.ones(size, bool), f"{side}_loss_mask": completion}
+  return columns
+
+
+def _steps(
+  loss_fn: state.LossFn, params: Params, batch: dict[str, np.ndarray], count: int
+) -> Measure:
+  """Updates by AdamW with clipping."""
+  tx = optimizers.make(
+    learning_rate=1e-6, total_steps=10**6, weight_decay=0.01, name="adamw", clip_norm=1.0
+  )
+  compiled = jax.jit(step.make_update(loss_fn, tx), donate_argnums=0)
+  carry = state.init(params, tx)
+  key = jax.random.key(1)
+
+  def measure() -> tuple[int, float]:
+    nonlocal carry
+    start = time.perf_counter()
+    for _ in range(count):
+      carry, metrics = compiled(carry, batch, key)
+    jax.block_until_ready((carry, metrics))
+    return count, time.perf_counter() - start
+
+  return measure
+
+
+def dpo(shape: Shape) -> tuple[Measure, dict[str, str]]:
+  """The sigmoid loss; the reference's log-probabilities are columns of the batch."""
+  model, columns = _model(shape), _pairs(shape)
+  reference = {
+    f"{side}_reference": np.zeros(shape.train_batch, np.float32) for side in ("chosen", "rejected")
+  }
+  settings = dpo_algorithm.Settings(optimizer={}, batch_size=shape.train_batch)
+  positions = completions.width(columns["chosen_loss_mask"])
+  loss_fn = dpo_algorithm.make_loss(model, settings, positions=positions)
+  params = model.init(jax.random.key(0), stacked=False)
+  return _steps(loss_fn, params, columns | reference, shape.train_steps), _versions()
+
+
+def reward_model(shape: Shape) -> tuple[Measure, dict[str, str]]:
+  """Bradley-Terry's loss of all the weights."""
+  model = ScalarModel(_model(shape).config)
+  params = model.init(jax.random.key(0), stacked=False)
+  loss_fn = reward_models.make_loss(model)
+  return _steps(loss_fn, params, _pairs(shape), shape.train_steps), _versions()
 
 
 def sampling(shape: Shape, *, top_p: float = 1.0, top_k: int = 0) -> tuple[Measure, dict[str, str]]:

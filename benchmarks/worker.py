@@ -27,8 +27,8 @@ def main() -> None:
   print(json.dumps(ready), file=answers, flush=True)
   for _ in sys.stdin:
     before = time.process_time()
-    tokens, seconds = measure()
-    answer = {"tokens": tokens, "seconds": seconds, "cpu_seconds": time.process_time() - before}
+    count, seconds = measure()
+    answer = {"count": count, "seconds": seconds, "cpu_seconds": time.process_time() - before}
     print(json.dumps(answer), file=answers, flush=True)
 
 
