@@ -2,11 +2,12 @@
 
 Dong et al. 2023, algorithm 1. Each iteration samples prompts, draws n completions of each from the current policy,
 scores them with a fixed reward, keeps the best and fine-tunes on those. Leaves out the tax and its measurement: the
-parameters of every iteration are kept for that.
+parameters of every iteration are kept for that; and fine-tuning afterwards on what was kept (distillation.py).
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,19 +18,17 @@ import numpy as np
 import optax
 
 from wam.core import rng
-from wam.core.errors import BadData
+from wam.core.errors import BadData, ConfigError
 from wam.core.types import Params, PyTree
-from wam.generation import rollouts
+from wam.generation import kept_samples, preconditions, rollouts, scoring
 from wam.generation.rollouts import Rollout
 from wam.models.decoder import LanguageModel
 from wam.rewards import best_of_n
 from wam.rewards.scorers import RolloutScorer, check_rewards
 from wam.training import iterations, loop, objectives, optimizers, sharding
-from wam.training.iterations import Iterations
 from wam.training.mitigations import NONE, Mitigation
 from wam.training.progress import Progress
-from wam.training.state import Pair, init
-from wam.training.step import Update, make_update
+from wam.training.trained_policy import TrainedPolicy
 from wam.training.workdir import Run
 
 
@@ -46,6 +45,9 @@ class Settings:
       selections) when the optimizer is carried over, and one iteration when not.
     batch_size, epochs: of the fine-tuning on what an iteration kept.
     rule, fraction: what is kept; see `best_of_n.select`.
+    kl_coef: β: samples are selected by r(y) - β·log(π(y)/π_0(y)), π_0 the policy of θ_0, at the temperature of the
+      sampling and before top-k and top-p. 0: by the reward, and θ_0 is not held.
+    keep_samples: whether what is selected is kept on the disk as well; see `kept_samples.load`.
     require_eos: whether only completions that end are kept; False for models that do not end texts.
     prompts_per_call: prompts of one call of `generate`, to bound its memory; divides P. None: all.
     carry_optimizer: moments go from one iteration to the next; otherwise each starts afresh.
@@ -61,12 +63,28 @@ class Settings:
   epochs: int = 1
   rule: str = "best_per_prompt"
   fraction: float | None = None
+  kl_coef: float = 0.0
+  keep_samples: bool = False
   require_eos: bool = True
   prompts_per_call: int | None = None
   carry_optimizer: bool = True
   accumulate_steps: int = 1
   dtype: str = "float32"
   remat: bool = False
+
+  def __post_init__(self) -> None:
+    """Raises ConfigError where a KL penalty cannot be."""
+    if not 0 <= self.kl_coef < float("inf"):
+      raise ConfigError(f"kl_coef: expected 0 or more, found {self.kl_coef}")
+    if self.kl_coef and not self.temperature > 0:
+      raise ConfigError(
+        "kl_coef: greedy decoding (sampling.temperature=0) has no log-probabilities"
+      )
+
+  @property
+  def temperature(self) -> float:
+    """Of the sampling."""
+    return float(self.sampling.get("temperature", 1.0))
 
   def make_optimizer(self) -> optax.GradientTransformation:
     """The optimizer, its schedule as long as the fine-tuning can be."""
@@ -112,7 +130,9 @@ def run(
 
   Raises:
     NonFinite: if a reward, a loss or a parameter is not finite; names stage and iteration.
-    BadData: if there are no prompts. Interrupted, CannotWrite: as `loop.fit`.
+    BadData: if there are no prompts, if one is empty, or if nothing of an iteration can be kept.
+    ConfigError: if settings cannot work, or prompts do not fit the model's context.
+    Interrupted, CannotWrite: as `loop.fit`.
   """
   config = Settings(**settings)
   scorers = {"reward": scorer} | {f"reward_{n}": s for n, s in (other_scorers or {}).items()}
@@ -122,126 +142,121 @@ def run(
     prompts_per_iteration=config.prompts_per_iteration,
     prompts_per_call=config.prompts_per_call,
   )
+  most = config.sampling["max_new_tokens"]
+  preconditions.check_context(model, prompts, max_new_tokens=most, stage=stage)
+  if mitigation.carries_optimizer and not config.carry_optimizer:
+    raise ConfigError(f"{stage}: this mitigation lives in the optimizer; set carry_optimizer=True")
   with jax.set_mesh(run.mesh):
     done = iterations.load_result(run, params, stage=stage)
     if done is not None:
       return done
     began = time.monotonic()
-    trainer = _Trainer(model, params, config, mitigation, run=run, stage=stage)
+    trainer = TrainedPolicy(
+      params,
+      loss_fn=objectives.next_token(model, dtype=config.dtype, remat=config.remat),
+      tx=config.make_optimizer(),
+      mitigation=mitigation,
+      run=run,
+      stage=stage,
+      num_iterations=config.num_iterations,
+      accumulate_steps=config.accumulate_steps,
+    )
+    sample, penalties = _readers(model, params, prompts, config, run=run, stage=stage)
     progress = Progress(stage, config.num_iterations, start=trainer.iteration, enabled=run.show)
     with contextlib.closing(trainer), progress as bar:
       while not trainer.done:
         i = trainer.iteration + 1
+        where = f"iteration {i} of {stage}"
         clock = time.monotonic()
-        rollout = rollouts.draw(
-          model,
-          trainer.policy,
-          prompts,
-          seed=run.seed,
-          stream=stage,
-          iteration=i,
-          num_prompts=config.prompts_per_iteration,
-          num_samples=config.samples_per_prompt,
-          sampling=config.sampling,
-          prompts_per_call=config.prompts_per_call,
-          dtype=config.dtype,
-          place=lambda batch: sharding.put_whole_batch(batch, run.mesh),
-          fetch=sharding.fetch,
-        )
+        rollout = sample(params=trainer.weights, iteration=i)
         sampling_seconds = time.monotonic() - clock
-        run.interrupts.check(f"iteration {i} of {stage}")
+        run.interrupts.check(where)
         rewards = {n: _score(rollout, s, config, name=n) for n, s in scorers.items()}
-        kept = _select(rollout, rewards["reward"], config, f"{stage}: iteration {i}")
-        record = _measure(rollout, rewards, kept) | trainer.fine_tune(rollout, kept.rows)
+        penalty = penalties(trainer.weights, rollout)
+        kept = _select(rollout, rewards["reward"] - penalty, config, where)
+        record = _measure(rollout, rewards, kept)
+        if config.kl_coef:
+          record["kl_penalty"] = float(penalty.mean())
+        if config.keep_samples:
+          best = (rollout, kept.rows, rewards["reward"].reshape(-1))
+          kept_samples.save(run.stage_directory(stage), i, *best)
+        record |= _fine_tune(trainer, rollout, kept.rows, config, run.seed, stage)
         if on_iteration is not None:
-          record |= dict(on_iteration(i, trainer.policy) or {})
-        record |= {
-          "sampling_seconds": sampling_seconds,
-          "seconds": time.monotonic() - clock,
-        }
+          record |= dict(on_iteration(i, trainer.weights) or {})
+        record |= {"sampling_seconds": sampling_seconds, "seconds": time.monotonic() - clock}
         run.log(record, stage=stage, step=i)
         trainer.commit()
         bar.update(i, {n: record[n] for n in ("reward", "length", "loss") if n in record})
     seconds = time.monotonic() - began
     run.log({"seconds": seconds}, kind="stage", stage=stage, step=config.num_iterations)
-    loop.save_result(run.stage_directory(stage), trainer.policy, run=run)
-    return trainer.policy
+    loop.save_result(run.stage_directory(stage), trainer.weights, run=run)
+    return trainer.weights
 
 
-class _Trainer:
-  """The policy under training."""
+def _readers(
+  model: LanguageModel,
+  params: Params,
+  prompts: tuple[np.ndarray, np.ndarray],
+  config: Settings,
+  *,
+  run: Run,
+  stage: str,
+) -> tuple[Callable[..., Rollout], Callable[[Params, Rollout], np.ndarray]]:
+  """`rollouts.draw` of (params, iteration), and the KL penalty [P, n] of (params, rollout)."""
+  shared: dict[str, Any] = {
+    "dtype": config.dtype,
+    "place": lambda batch: sharding.put_whole_batch(batch, run.mesh),
+    "fetch": sharding.fetch,
+  }
+  sample = functools.partial(
+    rollouts.draw,
+    model,
+    prompts=prompts,
+    seed=run.seed,
+    stream=stage,
+    num_prompts=config.prompts_per_iteration,
+    num_samples=config.samples_per_prompt,
+    sampling=config.sampling,
+    prompts_per_call=config.prompts_per_call,
+    **shared,
+  )
+  shape = (config.prompts_per_iteration, config.samples_per_prompt)
+  if not config.kl_coef:
+    return sample, lambda policy, rollout: np.zeros(shape, np.float32)
+  start = sharding.put(params, iterations.parameter_shardings(params, run), copy=False)
+  rows = config.batch_size // config.accumulate_steps
 
-  def __init__(
-    self,
-    model: LanguageModel,
-    params: Params,
-    config: Settings,
-    mitigation: Mitigation,
-    *,
-    run: Run,
-    stage: str,
-  ):
-    """Starts from `params`, or from the last iteration that was committed."""
-    self._config, self._run, self._stage = config, run, stage
-    tx = mitigation.optimizer(config.make_optimizer())
-    key = rng.key(run.seed, f"{stage}/start")
-    self._steps = Iterations(
-      lambda p: init(mitigation.start(p, key), tx),
-      params,
-      run=run,
-      stage=stage,
-      num_iterations=config.num_iterations,
+  def penalties(policy: Params, rollout: Rollout) -> np.ndarray:
+    found = scoring.compare(
+      model,
+      policy,
+      {"init": start},
+      rollout,
+      temperature=config.temperature,
+      rows_per_call=rows,
+      **shared,
     )
-    where = self._steps.where
-    self._restart = jax.jit(lambda trained: init(trained, tx), out_shardings=where)
-    self._frozen = mitigation.freeze(params)
-    self._full = jax.jit(mitigation.full, out_shardings=iterations.parameter_shardings(params, run))
-    self._trains_weights = mitigation.trains_weights
-    loss_fn = objectives.next_token(model, dtype=config.dtype, remat=config.remat)
-    self._update: Update = jax.jit(
-      make_update(mitigation.loss(loss_fn), tx, accumulate_steps=config.accumulate_steps),
-      donate_argnums=0,
-      out_shardings=(where, None),
-    )
+    return np.float32(config.kl_coef) * found.log_ratio("init").reshape(shape)
 
-  @property
-  def iteration(self) -> int:
-    """Iterations that are committed."""
-    return self._steps.iteration
+  return sample, penalties
 
-  @property
-  def done(self) -> bool:
-    """Whether all are."""
-    return self._steps.done
 
-  @property
-  def policy(self) -> Params:
-    """The weights of the policy."""
-    trained = self._steps.state.params
-    return trained if self._trains_weights else self._full(trained, self._frozen)
-
-  def fine_tune(self, rollout: Rollout, rows: np.ndarray) -> dict[str, float]:
-    """Trains on these rows of the rollout; returns average loss and gradient norm (nothing when no row was kept)."""
-    config, run, steps = self._config, self._run, self._steps
-    i = self.iteration + 1
-    if not config.carry_optimizer and i > 1:
-      steps.state = self._restart(steps.state.params)
-    draw = rng.generator(run.seed, f"{self._stage}/shuffle/{i}")
-    history: list[dict[str, Pair]] = []
-    for batch in _batches(rollout, rows, draw, epochs=config.epochs, batch_size=config.batch_size):
-      key = rng.key(run.seed, f"{self._stage}/loss/{i}", len(history))
-      placed = sharding.put_whole_batch(batch, run.mesh)
-      steps.state, metrics = self._update(steps.state, placed, key, self._frozen)
-      history.append(metrics)
-    return iterations.averaged(history, steps.state.params, stage=self._stage, iteration=i)
-
-  def commit(self) -> None:
-    """Saves what the iteration left."""
-    self._steps.commit(self.policy)
-
-  def close(self) -> None:
-    """Ends background threads."""
-    self._steps.close()
+def _fine_tune(
+  trainer: TrainedPolicy,
+  rollout: Rollout,
+  rows: np.ndarray,
+  config: Settings,
+  seed: int,
+  stage: str,
+) -> dict[str, float]:
+  """Trains on these rows of the rollout; returns average loss and gradient norm (nothing when no row was kept)."""
+  i = trainer.iteration + 1
+  if not config.carry_optimizer and i > 1:
+    trainer.restart_optimizer()
+  draw = rng.generator(seed, f"{stage}/shuffle/{i}")
+  return trainer.train(
+    _batches(rollout, rows, draw, epochs=config.epochs, batch_size=config.batch_size)
+  )
 
 
 def _score(rollout: Rollout, scorer: RolloutScorer, config: Settings, *, name: str) -> np.ndarray:
@@ -292,7 +307,9 @@ def _batches(
 
 
 def _measure(
-  rollout: Rollout, rewards: Mapping[str, np.ndarray], kept: best_of_n.Selection
+  rollout: Rollout,
+  rewards: Mapping[str, np.ndarray],
+  kept: best_of_n.Selection,
 ) -> dict[str, float]:
   """What an iteration says about the policy that it sampled from."""
   lengths = rollout.completion_mask.sum(axis=1)

@@ -55,7 +55,7 @@ class TrainedPolicy:
       accumulate_steps: microbatches per update.
       ema_rate: μ of the moving average that follows every update; None: none is kept.
     """
-    self._run, self._stage = run, stage
+    self._run, self._stage, self._mitigation = run, stage, mitigation
     wrapped = mitigation.optimizer(tx)
     key = rng.key(run.seed, f"{stage}/start")
 
@@ -103,12 +103,14 @@ class TrainedPolicy:
     return self._steps.state.ema
 
   def restart_optimizer(self) -> None:
-    """Forgets the moments of the optimizer, and begins its schedule anew."""
+    """Forgets the moments of the optimizer, and begins its schedule anew; not for mitigations that carry it on."""
     state = self._steps.state
     self._steps.state = State(self._restart(state.train.params), state.ema)
 
   def train(self, batches: Iterable[PyTree]) -> dict[str, float]:
     """One update a batch, each held as a whole by every process; returns the averages of the loss's metrics.
+
+    The mitigation adds what its losses want beside the algorithm's own rows.
 
     Raises:
       NonFinite: if a loss or a parameter is not finite; names stage and iteration.
@@ -117,7 +119,8 @@ class TrainedPolicy:
     history: list[dict[str, Pair]] = []
     for batch in batches:
       key = rng.key(self._run.seed, f"{self._stage}/loss/{i}", len(history))
-      placed = sharding.put_whole_batch(batch, self._run.mesh)
+      augmented = self._mitigation.augment(batch, i, len(history))
+      placed = sharding.put_whole_batch(augmented, self._run.mesh)
       steps.state, metrics = self._update(steps.state, placed, key, self._frozen)
       history.append(metrics)
     trained = steps.state.train.params
