@@ -14,6 +14,9 @@
 * window, stride (perplexity): tokens; 0: the model's context, and no overlap but one token.
 * separator, heading, field (perplexity): as for `load_texts`, and the field of rows that holds the text.
 
+Solved examples are separated from their answers by one blank, as in lm-evaluation-harness but for DROP (none there) and
+WMT14 (two). DROP's answers end at the first full stop there and here, decimal points included; set stop to change it.
+
 Without a path the suite's places are tried under data_dir (or WAM_DATA). Prompts are those of lm-evaluation-harness 0.4
 (schemas.py). Nothing is downloaded.
 """
