@@ -39,7 +39,9 @@ def measure(options: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str,
   first: Judged | None = None
   for number, directory in enumerate(options.models):
     loaded = load(directory)
-    context = options.max_length or loaded.model.config.max_position_embeddings
+    # The judge has to read all of it, too.
+    context = min(m.model.config.max_position_embeddings for m in (loaded, judge))
+    context = options.max_length or context
     if context <= options.max_new_tokens + 1:
       raise ConfigError(
         f"{directory}: --max-new-tokens {options.max_new_tokens} leaves no room for prompts in a context of {context}"

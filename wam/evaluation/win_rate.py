@@ -25,6 +25,8 @@ from wam.rewards.scorers import RolloutScorer
 
 # Rewards of equal completions differ by rounding, where they were computed in different batches.
 _ROUNDING = 1e-6
+# Prompts are padded to a multiple of this.
+_MULTIPLE = 8
 
 
 class Judged(NamedTuple):
@@ -155,7 +157,9 @@ def judge(
     )
   if not prompts:
     raise BadData("win rate: there are no prompts")
-  rows = encoding.prompt_rows(tokenizer, prompts, length=prompt_length)
+  longest = max(len(ids) for ids in encoding.encode_texts(tokenizer, prompts))
+  length = min(prompt_length, -(-longest // _MULTIPLE) * _MULTIPLE)
+  rows = encoding.prompt_rows(tokenizer, prompts, length=max(length, 2))
   tokens, mask = rows.arrays["tokens"], rows.arrays["mask"]
   empty = np.flatnonzero(~mask.any(axis=1))
   if empty.size:
