@@ -110,7 +110,7 @@ def test_stopped_in_an_iteration_the_same_samples_are_kept(rsf_run, tmp_path):
 
 
 def test_nothing_is_kept_unless_asked_for(tmp_path):
-  run_rsf(tmp_path, keep_samples=False)
+  run_rsf(tmp_path, keep_samples=False, num_iterations=2)
   with pytest.raises(MissingFile, match=r"no Orbax checkpoint at .*samples/1"):
     samples_of(tmp_path)
   with pytest.raises(BadData, match="no iterations were named"):

@@ -67,12 +67,13 @@ def equal(a, b):
   )
 
 
+AVERAGED = {"anchor": "ema", "ema_rate": 0.3, "kl_coef": 0.05}
+
+
 @pytest.fixture(scope="module")
-def decoder_run(tmp_path_factory):
-  """A run with a moving average, and how often its loss was traced."""
-  directory = tmp_path_factory.mktemp("reinforce")
-  params = MODEL.init(jax.random.key(0))
-  traces, original = 0, reinforce.loss
+def table_run(tmp_path_factory):
+  """A run with a moving average: parameters, records, every iteration, and how often its loss was traced."""
+  directory, traces, original = tmp_path_factory.mktemp("table"), 0, reinforce.loss
 
   def counting(*arguments):
     loss_fn = original(*arguments)
@@ -84,45 +85,57 @@ def decoder_run(tmp_path_factory):
 
     return counted
 
-  with pytest.MonkeyPatch.context() as patch, open_run(directory) as run:
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(reinforce, "loss", counting)
-    found = reinforce.run(
-      MODEL, params, prompts(), large_tokens, run=run, anchor="ema", ema_rate=0.1,
-      other_scorers={"length": lambda *a: a[3].sum(1)},
-      on_iteration=lambda i, weights: {"called": float(i)}, **SETTINGS,
+    found, lines = run_table(
+      directory, enumerable.TABLE.init(1), on_iteration=lambda i, weights: {"called": float(i)},
+      other_scorers={"length": lambda *a: a[3].sum(1)}, **AVERAGED,
     )  # fmt: skip
+  with open_run(directory) as run:
     kept = [load_iteration(run, i, found, stage="reinforce") for i in (1, 2, 3)]
-  return directory, params, jax.device_get(found), jax.device_get(kept), traces
+  return found, lines, jax.device_get(kept), traces
 
 
-def test_a_run_raises_the_reward_and_records_it(decoder_run):
-  lines = [r for r in records.read(decoder_run[0]) if r["kind"] == "metric"]
+def test_a_run_raises_the_reward_and_records_it(table_run):
+  found, lines, *_ = table_run
+  before, after = (
+    float(np.exp(enumerable.logprobs(w, model=enumerable.TABLE)) @ VALUES)
+    for w in (enumerable.TABLE.init(1), found)
+  )
+  assert after > before + 0.2
   assert [r["step"] for r in lines] == [1, 2, 3]
-  assert lines[-1]["reward"] > lines[0]["reward"] + 0.05
   assert lines[0]["kl"] == lines[0]["kl_ema"] == 0
   # The average lags behind the policy, and is ahead of where both started.
   assert 0 < lines[-1]["kl_ema"] < lines[-1]["kl"]
   for line in lines:
     assert line["reward_length"] == pytest.approx(line["length"])
     assert line["called"] == line["step"]
-    assert line["reward_shaped"] <= line["reward"] + 0.01
     assert 0 < line["finished"] <= 1 and line["left_out"] == 0
-    assert 0 < line["surprise"] < np.log(12) + 0.1
-  assert lines[0]["ratio"] == pytest.approx(1, abs=0.2)
+    assert 0 < line["surprise"] < np.log(4) + 0.2
+    assert line["ratio"] == pytest.approx(1, abs=0.3)
 
 
-def test_it_compiles_once_and_keeps_every_iteration(decoder_run):
-  _, params, found, kept, traces = decoder_run
+def test_it_compiles_once_and_keeps_every_iteration(table_run):
+  found, _, kept, traces = table_run
   assert traces == 1
   assert equal(kept[2], found) and not equal(kept[1], found)
-  assert not equal(kept[0], jax.device_get(params))
+  assert not equal(kept[0], jax.device_get(enumerable.TABLE.init(1)))
 
 
-def test_stopped_in_an_iteration_it_ends_with_the_same_bits(tmp_path):
+@pytest.mark.slow
+def test_a_decoder_learns(tmp_path):
+  with open_run(tmp_path) as run:
+    reinforce.run(
+      MODEL, MODEL.init(jax.random.key(0)), prompts(), large_tokens, run=run, **SETTINGS
+    )
+  lines = [r for r in records.read(tmp_path) if r["kind"] == "metric"]
+  assert lines[-1]["reward"] > lines[0]["reward"] + 0.05
+  assert lines[0]["kl"] == 0 < lines[-1]["kl"]
+
+
+def test_stopped_in_an_iteration_it_ends_with_the_same_bits(table_run, tmp_path):
   """The moving average is part of what is saved."""
-  params, calls = enumerable.TABLE.init(1), 0
-  changes = {"anchor": "ema", "ema_rate": 0.3, "kl_coef": 0.5}
-  expected, lines = run_table(tmp_path / "whole", params, **changes)
+  calls = 0
 
   def failing(*rollout):
     nonlocal calls
@@ -131,13 +144,17 @@ def test_stopped_in_an_iteration_it_ends_with_the_same_bits(tmp_path):
       raise KeyboardInterrupt
     return listed(*rollout)
 
+  keywords = AVERAGED | {
+    "on_iteration": lambda i, weights: {"called": float(i)},
+    "other_scorers": {"length": lambda *a: a[3].sum(1)},
+  }
   with pytest.raises(KeyboardInterrupt):
-    run_table(tmp_path / "stopped", params, failing, **changes)
-  found, again = run_table(tmp_path / "stopped", params, failing, **changes)
+    run_table(tmp_path, enumerable.TABLE.init(1), failing, **keywords)
+  found, lines = run_table(tmp_path, enumerable.TABLE.init(1), failing, **keywords)
   assert calls == 4  # one, the one that failed, and two
-  assert equal(found, expected)
-  assert [records.without_times(r) for r in lines] == [records.without_times(r) for r in again]
-  assert [r["step"] for r in again] == [1, 2, 3]
+  assert equal(found, table_run[0])
+  timeless = [[records.without_times(r) for r in each] for each in (lines, table_run[1])]
+  assert timeless[0] == timeless[1]
 
 
 def test_moving_averages_at_the_ends_of_their_rate(tmp_path):
@@ -184,8 +201,6 @@ def test_ratios_are_1_while_nothing_is_learnt(tmp_path):
   for line in lines:
     assert line["ratio"] == pytest.approx(1, abs=1e-6)
     assert line["clip_fraction"] == 0
-  _, lines = run_table(tmp_path / "learning", enumerable.TABLE.init(1), clip_ratio=0.01)
-  assert lines[0]["clip_fraction"] > 0
 
 
 def test_equal_rewards_teach_nothing(tmp_path):
@@ -244,6 +259,7 @@ def test_a_mitigation_trains_what_it_says(tmp_path):
   assert 0 < lines[-1]["kl_ema"] < lines[-1]["kl"]
 
 
+@pytest.mark.slow
 def test_two_devices_do_what_one_does(tmp_path):
   """Completions, weights and the average split over a mesh; sums over devices round differently."""
   params, changes = (

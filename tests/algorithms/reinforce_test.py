@@ -71,8 +71,9 @@ def exact(policies):
   return slope
 
 
-@pytest.mark.parametrize("level", ["sequence", "token"])
-@pytest.mark.parametrize("clip_ratio", [None, 0.2])
+@pytest.mark.parametrize(
+  ("level", "clip_ratio"), [("sequence", None), ("sequence", 0.2), ("token", None)]
+)
 def test_expectation_is_the_gradient_of_the_objective(policies, exact, level, clip_ratio):
   """Σ_y π(y)·(update of y) = ∇(E[r] - β·KL(π ‖ π_ref)), for sums over tokens as well, and at a ratio of 1."""
   config = settings(level=level, clip_ratio=clip_ratio)
