@@ -114,6 +114,8 @@ def make(
       where `base` or `replayed` is needed; BadData: if the replayed rows cannot be.
   """
   chosen = _read(model, section, seed=seed, name=name)
+  if not section:
+    return NONE
   if chosen.online_merging is not None and base is None:
     raise ConfigError(
       f"{name}.online_merging: needs the model that θ_0 was fine-tuned from, as `base`: its updates are merged with"
