@@ -91,10 +91,10 @@ def test_weights_of_averages():
   before, after = _params(0.0), _params(1.0)
   found = recipe.candidates(params=after, plans=_plans(1), alphas=(0.5,), part_alphas=(0.25,))
   by_label = {c.label: c for c in found}
-  setting = tuning.Setting(None, before, None, None, None, {})
-  half = recipe.weights(by_label["α = 0.5"], after, _plans(1)[0], setting)
+  setting = tuning.Setting(None, before, before, None, None, None, {}, _plans(1)[0])
+  half = recipe.weights(by_label["α = 0.5"], after, setting)
   assert all(np.all(x == 0.5) for x in jax.tree.leaves(half))
-  first = recipe.weights(by_label["input, α = 0.25"], after, _plans(1)[0], setting)
+  first = recipe.weights(by_label["input, α = 0.25"], after, setting)
   depth = first["layers"]["attention"]["q"]["kernel"][:, 0, 0]
   np.testing.assert_array_equal(depth, [0.25, 0.25, 1, 1, 1, 1])
   assert np.all(first["embed"]["embedding"] == 0.25)

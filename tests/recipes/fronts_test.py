@@ -82,6 +82,18 @@ def test_a_skill_can_be_left_out_of_the_mean(run):
   assert record["hypervolume"] == pytest.approx(0.75 * (0.6 - 0.2) / 0.8)
 
 
+def test_no_front_against_shares_of_nothing(run):
+  every = records.read(run.directory / records.FILE_NAME)
+  run.records.drop(lambda record: record["kind"] == "point")
+  for record in every:
+    if record["kind"] == "point":
+      items = record["items"]
+      items |= {"qa": [[0.0, 1.0]] * 5} if "qa" in items else {}
+      run.records.append(**record | {"items": items})
+  fronts.write(run, families=("model averaging",), anchor="init")
+  assert [r["y"] for r in _of_kind(run, "front")] == ["qa", "text"]
+
+
 def test_writing_twice_replaces(run):
   for _ in range(2):
     fronts.write(run, families=("early stopping",), anchor="init")

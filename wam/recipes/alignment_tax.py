@@ -77,6 +77,9 @@ def alignment_tax(
   pretrain: Mapping[str, Any] | None = None,
   sft: Mapping[str, Any] | None = None,
   rsf: Mapping[str, Any] | None = None,
+  ppo: Mapping[str, Any] | None = None,
+  dpo: Mapping[str, Any] | None = None,
+  reinforce: Mapping[str, Any] | None = None,
   mitigation: Mapping[str, Any] | None = None,
   comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
   mesh: Mapping[str, int] | None = None,
@@ -88,12 +91,16 @@ def alignment_tax(
 ) -> None:
   """The recipe, top to bottom; every argument but the last four is a section of the config."""
   stages.check(pretrain=pretrain, sft=sft, reward_model=reward_model, sampling=sampling)
-  plans = tuning.plans(algorithms={"rsf": rsf}, mitigation=mitigation, comparisons=comparisons)
+  plans = tuning.plans(
+    algorithms={"rsf": rsf, "ppo": ppo, "dpo": dpo, "reinforce": reinforce},
+    mitigation=mitigation,
+    comparisons=comparisons,
+  )
   sections.check(candidates, averaging, "averaging", given=["params", "plans"])
   sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
   data = problems.make(problem)
   policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
-  tuning.check(plans, policy, sampling)
+  tuning.check(plans, policy, data, sampling)
   models = candidates(params=policy.params, plans=plans, **averaging)
   devices = sharding.make_mesh(mesh)
   open_workdir(workdir, config=config, command=command)
@@ -104,6 +111,7 @@ def alignment_tax(
     params = policy.params
     if pretrain is not None:
       params = stages.supervised(policy, params, data.corpus, current, "pretrain", pretrain)
+    base = params
     if sft is not None:
       params = stages.supervised(policy, params, data.demonstrations, current, "sft", sft)
     reference = params
@@ -114,7 +122,7 @@ def alignment_tax(
     )
 
     # θ, and the runs to compare it with
-    setting = tuning.Setting(policy, reference, data, rewards, current, sampling)
+    setting = tuning.Setting(policy, reference, base, data, rewards, current, sampling, plans[0])
     tuned, *_ = [tuning.train(plan, setting) for plan in plans]
 
     # what it bought and what it cost
@@ -134,7 +142,7 @@ def alignment_tax(
     points.describe(panels[-1], current)
 
     def make(model: Candidate) -> Params:
-      return weights(model, tuned, plans[0], setting)
+      return weights(model, tuned, setting)
 
     points.measure(models, panels, current, weights=make)
     more = [PATTERNS] if any(model.family == PATTERNS for model in models) else []
@@ -211,14 +219,12 @@ def _patterned(alpha: float, pattern: Sequence[float], names: Sequence[str]) -> 
   return Candidate(PATTERNS, label, dict(zip(names, ratios, strict=True)), None)
 
 
-def weights(
-  candidate: Candidate, tuned: Params, main: tuning.Plan, setting: tuning.Setting
-) -> Params:
-  """The weights of a candidate; `tuned` are those after the `main` run."""
+def weights(candidate: Candidate, tuned: Params, setting: tuning.Setting) -> Params:
+  """The weights of a candidate; `tuned` are those after the main run."""
   if candidate.iteration == 0:
     return setting.reference
   if candidate.iteration is not None:
-    return tuning.load(main, setting, candidate.iteration)
+    return tuning.load(setting.main, setting, candidate.iteration)
   if candidate.plan is not None:
     return tuning.load(candidate.plan, setting)
   groups = _groups(tuned, len(candidate.coefficients))

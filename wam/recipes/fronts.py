@@ -47,7 +47,8 @@ def write(run: Run, *, families: Sequence[str], anchor: str) -> None:
 
   A family's front is that of its points and of the anchor (the model before RLHF), which all families share. The
   reference point is the worst value of each axis among all points, so that volumes compare within a run, not between
-  runs; it is in the record. Intervals are percentiles over resampled prompts, items and sampling seeds.
+  runs; it is in the record. Intervals are percentiles over resampled prompts, items and sampling seeds. There is no front
+  against the mean skill where the anchor has nothing of a skill, so that shares of it are not defined.
 
   Args:
     run: the open workdir, with records of kind "point" and "task".
@@ -63,6 +64,9 @@ def write(run: Run, *, families: Sequence[str], anchor: str) -> None:
   for family in families:
     rows = [i for i, name in enumerate(table.families) if name in (family, anchor)]
     for column, skill in enumerate([*table.skills, MEAN], start=1):
+      if np.isnan(resampled[..., column]).any() or np.isnan(exact[:, column]).any():
+        # Shares of skills of which the model before RLHF has nothing, or next to nothing.
+        continue
       pick = np.ix_(rows, [0, column])
       origin = reference[[0, column]]
       volume = pareto.hypervolume(exact[pick], origin)

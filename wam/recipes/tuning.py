@@ -5,31 +5,27 @@ Turns a problem into token rows and hands them to one algorithm. Leaves out how 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from wam.algorithms import rsf
+import numpy as np
+
+from wam.algorithms import distillation, dpo, ppo, reinforce, rsf, sampled_pairs
 from wam.core import sections
-from wam.core.errors import ConfigError, unknown_name
+from wam.core.errors import BadData, ConfigError, unknown_name
 from wam.core.types import Params
 from wam.data import encoding
+from wam.generation import kept_samples
 from wam.recipes.problems import Problem
 from wam.recipes.stages import Policy, Rewards, check_optimizer, sampling_settings
 from wam.training import iterations, mitigations
+from wam.training.mitigations import Mitigation
 from wam.training.workdir import Run
 
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """What every run of RLHF in a workdir shares."""
-
-  policy: Policy
-  reference: Params  # θ_0
-  data: Problem
-  rewards: Rewards
-  run: Run
-  sampling: Mapping[str, Any]
+# Texts that are encoded to be replayed, at most.
+_REPLAYED = 20_000
 
 
 class Plan(NamedTuple):
@@ -53,6 +49,20 @@ class Plan(NamedTuple):
     """Its name in records, and its folder among the checkpoints: the algorithm, for the main run."""
     words = [self.algorithm, self.family, self.label]
     return "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", word).strip("_") for word in words if word)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What every run of RLHF in a workdir shares."""
+
+  policy: Policy
+  reference: Params  # θ_0
+  base: Params  # what θ_0 was fine-tuned from
+  data: Problem
+  rewards: Rewards
+  run: Run
+  sampling: Mapping[str, Any]
+  main: Plan
 
 
 def plans(
@@ -114,7 +124,9 @@ def _plan(
   return Plan(name, family, label, base | dict(settings or {}), mitigation or {})
 
 
-def check(every: Sequence[Plan], policy: Policy, sampling: Mapping[str, Any]) -> None:
+def check(
+  every: Sequence[Plan], policy: Policy, data: Problem, sampling: Mapping[str, Any]
+) -> None:
   """Checks keys and values, where they can be seen before anything is trained.
 
   Raises:
@@ -124,7 +136,17 @@ def check(every: Sequence[Plan], policy: Policy, sampling: Mapping[str, Any]) ->
     if plan.algorithm not in ALGORITHMS:
       raise unknown_name("algorithm", plan.algorithm, ALGORITHMS)
     ALGORITHMS[plan.algorithm].check(plan.section, plan.stage, sampling)
-    mitigations.make(policy.model, plan.mitigation)
+    needed = mitigations.check(policy.model, plan.mitigation, name=f"{plan.stage}.mitigation")
+    if "replayed" in needed and not data.corpus:
+      raise ConfigError(
+        f"{plan.stage}.mitigation.replay: the problem has no corpus to replay; give problem.corpus"
+      )
+  if any(plan.algorithm == "distillation" for plan in every):
+    main = every[0]
+    if main.algorithm != "rsf" or not main.section.get("keep_samples"):
+      raise ConfigError(
+        "comparisons: distillation learns from the samples of the main run; that must be rsf with keep_samples=True"
+      )
 
 
 def num_iterations(plan: Plan) -> int:
@@ -133,9 +155,30 @@ def num_iterations(plan: Plan) -> int:
 
 
 def train(plan: Plan, setting: Setting) -> Params:
-  """Carries a plan out, or what is left of it; the parameters after the last iteration."""
-  mitigation = mitigations.make(setting.policy.model, plan.mitigation)
+  """Carries a plan out, or what is left of it; returns its result."""
+  name = f"{plan.stage}.mitigation"
+  needed = mitigations.check(setting.policy.model, plan.mitigation, name=name)
+  mitigation = mitigations.make(
+    setting.policy.model,
+    plan.mitigation,
+    base=setting.base if "base" in needed else None,
+    replayed=_replayed(setting) if "replayed" in needed else None,
+    seed=setting.run.seed,
+    name=name,
+  )
   return ALGORITHMS[plan.algorithm].train(plan, setting, mitigation)
+
+
+def _replayed(setting: Setting) -> Mapping[str, np.ndarray]:
+  """Rows of the pre-training corpus, as long as those of RLHF."""
+  prompt_length, settings = sampling_settings(**setting.sampling)
+  return encoding.example_rows(
+    setting.policy.tokenizer,
+    setting.data.corpus[:_REPLAYED],
+    length=prompt_length + settings["max_new_tokens"],
+    prompt_loss=True,
+    trim=True,
+  ).arrays
 
 
 def load(plan: Plan, setting: Setting, iteration: int | None = None) -> Params:
@@ -158,40 +201,166 @@ class Algorithm(NamedTuple):
 
   check: Callable[[Mapping[str, Any], str, Mapping[str, Any]], None]
   num_iterations: Callable[[Mapping[str, Any]], int]
-  train: Callable[[Plan, Setting, mitigations.Mitigation], Params]
+  train: Callable[[Plan, Setting, Mitigation], Params]
+
+
+# What the program passes to algorithms itself.
+_GIVEN = ("params", "run", "stage", "sampling", "other_scorers", "on_iteration", "mitigation")
+
+
+def _prompts(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and mask of the training prompts."""
+  length, _ = sampling_settings(**setting.sampling)
+  texts = setting.data.prompts["train"]
+  rows = encoding.prompt_rows(setting.policy.tokenizer, texts, length=length).arrays
+  return rows["tokens"], rows["mask"]
+
+
+def _check_online(
+  module: Any, section: Mapping[str, Any], name: str, sampling: Mapping[str, Any]
+) -> None:
+  sections.check(module.run, section, name, given=(*_GIVEN, "critic"), also=[module.Settings])
+  for key in ("optimizer", "critic_optimizer"):
+    if section.get(key) is not None:
+      check_optimizer(section[key], f"{name}.{key}")
+  # The schedule must fit the steps.
+  module.Settings(sampling=sampling_settings(**sampling)[1], **section).make_optimizer()
+
+
+def _train_online(
+  module: Any, plan: Plan, setting: Setting, mitigation: Mitigation, **more: Any
+) -> Params:
+  scorers = setting.rewards.scorers
+  return module.run(
+    setting.policy.model,
+    setting.reference,
+    _prompts(setting),
+    scorers["proxy"],
+    run=setting.run,
+    stage=plan.stage,
+    sampling=sampling_settings(**setting.sampling)[1] | setting.policy.ends,
+    other_scorers={name: s for name, s in scorers.items() if name != "proxy"},
+    mitigation=mitigation,
+    **more,
+    **plan.section,
+  )
 
 
 def _online(module: Any) -> Algorithm:
   """An algorithm that samples from the policy and is scored by the proxy reward."""
-  given = ("params", "run", "stage", "sampling", "other_scorers", "on_iteration", "mitigation")
+  return Algorithm(
+    functools.partial(_check_online, module),
+    lambda section: int(section["num_iterations"]),
+    functools.partial(_train_online, module),
+  )
 
-  def check_online(section: Mapping[str, Any], name: str, sampling: Mapping[str, Any]) -> None:
-    sections.check(module.run, section, name, given=(*given, "critic"), also=[module.Settings])
-    check_optimizer(section["optimizer"], f"{name}.optimizer")
-    # The schedule must fit the steps.
-    module.Settings(sampling=sampling_settings(**sampling)[1], **section).make_optimizer()
 
-  def train_online(plan: Plan, setting: Setting, mitigation: mitigations.Mitigation) -> Params:
-    policy, scorers = setting.policy, setting.rewards.scorers
-    prompt_length, settings = sampling_settings(**setting.sampling)
-    texts = setting.data.prompts["train"]
-    rows = encoding.prompt_rows(policy.tokenizer, texts, length=prompt_length).arrays
-    more = {"critic": (setting.rewards.model, setting.rewards.params)} if module is None else {}
-    return module.run(
+def _train_ppo(plan: Plan, setting: Setting, mitigation: Mitigation) -> Params:
+  """PPO, its critic starting from the proxy reward model."""
+  critic = (setting.rewards.model, setting.rewards.params)
+  return _train_online(ppo, plan, setting, mitigation, critic=critic)
+
+
+def _preference_keys(
+  *,
+  length: int | None = None,
+  pairs: Mapping[str, Any] | None = None,
+  **training: Any,
+) -> tuple[int | None, Mapping[str, Any] | None, dict[str, Any]]:
+  """The section "dpo".
+
+  Args:
+    length: tokens of prompt and completion of the problem's pairs; longer ones are dropped.
+    pairs: keywords of `sampled_pairs.run`: the pairs are drawn from θ_0 and labelled by the proxy reward; None: they
+      are the problem's.
+    **training: the fields of `dpo.Settings`.
+  """
+  if (length is None) == (pairs is None):
+    raise ConfigError("dpo: give either length (the problem's pairs) or pairs (drawn from θ_0)")
+  return length, pairs, training
+
+
+def _check_dpo(section: Mapping[str, Any], name: str, sampling: Mapping[str, Any]) -> None:
+  sections.check(_preference_keys, section, name, also=[dpo.Settings])
+  _, drawn, training = _preference_keys(**section)
+  if drawn is not None:
+    given = ("model", "params", "prompts", "scorer", "run", "stage", "sampling")
+    sections.check(sampled_pairs.run, drawn, f"{name}.pairs", given=given)
+  check_optimizer(training["optimizer"], f"{name}.optimizer")
+  dpo.Settings(**training).make_optimizer()
+
+
+def _train_dpo(plan: Plan, setting: Setting, mitigation: Mitigation) -> Params:
+  length, drawn, training = _preference_keys(**plan.section)
+  policy = setting.policy
+  if drawn is not None:
+    rows = sampled_pairs.run(
       policy.model,
       setting.reference,
-      (rows["tokens"], rows["mask"]),
-      scorers["proxy"],
+      _prompts(setting),
+      setting.rewards.scorers["proxy"],
       run=setting.run,
-      stage=plan.stage,
-      sampling=settings | policy.ends,
-      other_scorers={name: s for name, s in scorers.items() if name != "proxy"},
-      mitigation=mitigation,
-      **more,
-      **plan.section,
+      stage=f"{plan.stage}-pairs",
+      sampling=sampling_settings(**setting.sampling)[1] | policy.ends,
+      **drawn,
     )
+    held_out = None
+  else:
+    assert length is not None
+    rows, held_out = (
+      encoding.pair_rows(
+        policy.tokenizer, setting.data.pairs[split], length=length, trim=True
+      ).arrays
+      for split in ("train", "validation")
+    )
+    if not len(rows["chosen"]):
+      raise BadData(f"{plan.stage}: all pairs are longer than {length} tokens; raise dpo.length")
+  return dpo.run(
+    policy.model,
+    setting.reference,
+    rows,
+    run=setting.run,
+    stage=plan.stage,
+    evaluation_rows=held_out,
+    mitigation=mitigation,
+    **training,
+  )
 
-  return Algorithm(check_online, lambda section: int(section["num_iterations"]), train_online)
+
+def _check_distillation(section: Mapping[str, Any], name: str, sampling: Mapping[str, Any]) -> None:
+  del sampling
+  given = ("params", "rows", "run", "stage", "on_iteration", "mitigation")
+  sections.check(distillation.run, section, name, given=given, also=[distillation.Settings])
+  check_optimizer(section["optimizer"], f"{name}.optimizer")
+  distillation.Settings(**section).make_optimizer(num_rows=10**9)
 
 
-ALGORITHMS = {"rsf": _online(rsf)}
+def _train_distillation(plan: Plan, setting: Setting, mitigation: Mitigation) -> Params:
+  """Learns what the main run, by RSF, kept in all its iterations."""
+  done = range(1, num_iterations(setting.main) + 1)
+  rows = kept_samples.load(setting.run.stage_directory(setting.main.stage), done)
+  return distillation.run(
+    setting.policy.model,
+    setting.reference,
+    rows,
+    run=setting.run,
+    stage=plan.stage,
+    mitigation=mitigation,
+    **plan.section,
+  )
+
+
+ALGORITHMS = {
+  "rsf": _online(rsf),
+  "ppo": _online(ppo)._replace(train=_train_ppo),
+  "reinforce": _online(reinforce),
+  "dpo": Algorithm(
+    _check_dpo, lambda section: round(2 * section.get("num_epochs", 1.0)), _train_dpo
+  ),
+  # Of the samples of a main run by RSF; only to compare with.
+  "distillation": Algorithm(
+    _check_distillation,
+    lambda section: distillation.Settings(**section).num_iterations,
+    _train_distillation,
+  ),
+}
