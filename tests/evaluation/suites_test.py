@@ -204,7 +204,7 @@ def test_lambada(row, tmp_path):
 def test_perplexity_and_wikitext(tmp_path):
   (tmp_path / "a.txt").write_text("one two\n\n---\n\n---\nthree\n")
   task = suites.load("perplexity", {"path": str(tmp_path / "a.txt"), "separator": "---"}).task
-  assert task.documents == ["one two\n\n", "\nthree\n"] and task.score_first
+  assert task.documents == ["one two", "three"] and task.score_first
   page = " = Kite = \n \n A kite , red @-@ blue . \n = = Use = = \n Fly ( high ) . \n"
   (tmp_path / "w.txt").write_text(page + " = Soup = \n Hot . \n")
   task = suites.load("wikitext", {"path": str(tmp_path / "w.txt")}).task

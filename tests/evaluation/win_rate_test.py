@@ -101,16 +101,17 @@ def test_a_judge_sees_what_was_drawn(params):
 
 
 def test_nan_from_the_judge_is_an_error(params):
-  with pytest.raises(NonFinite, match="judge: 4 of 4"):
+  with pytest.raises(NonFinite, match="judge: 12 of 12"):
     win_rate.judge(
       MODEL,
       params,
       TOKENIZER,
       PROMPTS,
-      lambda *arrays: np.full(4, np.nan),
+      lambda *arrays: np.full(12, np.nan),
       stream="a",
       sampling=SAMPLING,
-      prompt_length=8,
+      num_samples=3,
+      prompt_length=5,
     )
 
 

@@ -186,6 +186,6 @@ def wikitext(
 ) -> Task:
   """Pages of WikiText, rewritten; their words and bytes are counted as they were."""
   # A page begins with its title, one level above the headings of its sections.
-  pages = texts.read(source, separator=None, heading=texts.WIKITEXT_TITLE, field=field)
+  pages = texts.read(source, separator=None, heading=texts.WIKITEXT_TITLE, field=field, strip=False)
   plain = [texts.without_wikitext_marks(page) for page in pages]
   return TextTask(name, plain, window, stride, "word_perplexity", score_first=True, counted=pages)

@@ -11,7 +11,9 @@ from wam.data.sources import Source
 WIKITEXT_TITLE = r"^ = [^=\n]*[^=\s] = $"
 
 
-def read(source: Source, *, separator: str | None, heading: str | None, field: str) -> list[str]:
+def read(
+  source: Source, *, separator: str | None, heading: str | None, field: str, strip: bool = True
+) -> list[str]:
   """Documents of a text file or of a field of rows, blank ones left out.
 
   Args:
@@ -19,13 +21,14 @@ def read(source: Source, *, separator: str | None, heading: str | None, field: s
     separator: text files: what stands between documents.
     heading: text files: a regular expression of a document's first line.
     field: rows: that holds the text.
+    strip: text files: whether white space goes off both ends of a document.
 
   Raises:
     BadData: there are none.
   """
   spec = source._asdict()
   if text.is_text(source.path):
-    found = text.load_texts(spec | {"separator": separator, "heading": heading, "strip": False})
+    found = text.load_texts(spec | {"separator": separator, "heading": heading, "strip": strip})
   else:
     found = text.load_texts(spec | {"fields": {"text": field}})
   documents = [document for document in found if document.strip()]
