@@ -77,20 +77,24 @@ def measure(options: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str,
     if first is None:
       first = judged
     else:
-      result = win_rate.win_rate(judged.rewards, first.rewards, level=options.level)
-      row |= {
-        "win_rate": result.rate.value,
-        "low": result.rate.low,
-        "high": result.rate.high,
-        "wins": result.wins,
-        "losses": result.losses,
-        "ties": result.ties,
-        "reward_difference": result.reward_difference.value,
-        "reward_difference_low": result.reward_difference.low,
-        "reward_difference_high": result.reward_difference.high,
-      }
+      row |= _comparison(win_rate.win_rate(judged.rewards, first.rewards, level=options.level))
     rows.append(row)
   return rows
+
+
+def _comparison(result: Any) -> dict[str, float]:
+  """A `WinRate` as fields of a record."""
+  return {
+    "win_rate": result.rate.value,
+    "low": result.rate.low,
+    "high": result.rate.high,
+    "wins": result.wins,
+    "losses": result.losses,
+    "ties": result.ties,
+    "reward_difference": result.reward_difference.value,
+    "reward_difference_low": result.reward_difference.low,
+    "reward_difference_high": result.reward_difference.high,
+  }
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

@@ -161,7 +161,7 @@ def _lists(column: Column) -> int:
 def _width(length: int, longest: int, multiple: int) -> int:
   """The smallest of a few widths that holds `length`: quarters of the longest, rounded up.
 
-  >>> [_width(length, 100, 8) for length in (3, 26, 51, 99)]
+  >>> [_width(length, 100, 8) for length in (3, 33, 57, 99)]
   [32, 56, 80, 104]
   """
   for step in range(1, _WIDTHS + 1):

@@ -157,13 +157,8 @@ def judge(
     )
   if not prompts:
     raise BadData("win rate: there are no prompts")
-  longest = max(len(ids) for ids in encoding.encode_texts(tokenizer, prompts))
-  length = min(prompt_length, -(-longest // _MULTIPLE) * _MULTIPLE)
-  rows = encoding.prompt_rows(tokenizer, prompts, length=max(length, 2))
+  rows = _prompt_rows(tokenizer, prompts, prompt_length)
   tokens, mask = rows.arrays["tokens"], rows.arrays["mask"]
-  empty = np.flatnonzero(~mask.any(axis=1))
-  if empty.size:
-    raise BadData(f"win rate: prompt {empty[0]} has no tokens, and the tokenizer adds no BOS")
   P, size = len(prompts), min(batch_size, len(prompts))
   rewards, finished, lengths = [], [], []
   for call, start in enumerate(range(0, P, size)):
@@ -201,6 +196,17 @@ def judge(
   return Judged(
     joined(rewards), joined(finished), joined(lengths), rows.counts["truncated_prompts"]
   )
+
+
+def _prompt_rows(tokenizer: Tokenizer, prompts: Sequence[str], most: int) -> encoding.Rows:
+  """Prompts, padded no further than they have to be."""
+  longest = max(len(ids) for ids in encoding.encode_texts(tokenizer, prompts))
+  length = min(most, -(-longest // _MULTIPLE) * _MULTIPLE)
+  rows = encoding.prompt_rows(tokenizer, prompts, length=max(length, 2))
+  empty = np.flatnonzero(~rows.arrays["mask"].any(axis=1))
+  if empty.size:
+    raise BadData(f"win rate: prompt {empty[0]} has no tokens, and the tokenizer adds no BOS")
+  return rows
 
 
 def same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
