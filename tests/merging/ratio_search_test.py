@@ -84,6 +84,24 @@ def test_solver_finds_the_corner_of_a_linear_objective():
   np.testing.assert_allclose(found.ratios, [0, 1, 0.5], atol=1e-6)
 
 
+def test_several_starts_find_the_higher_of_two_maxima():
+  """Two hills, the lower one nearer to equal ratios."""
+  low_hill, high_hill = np.array([0.5, 0.25, 0.15]), np.array([0.0, 0.1, 0.8])
+
+  def objective(point):
+    heights = [np.exp(-40 * np.sum((point - c) ** 2)) for c in (low_hill, high_hill)]
+    slopes = -80 * (heights[0] * (point - low_hill) + 3 * heights[1] * (point - high_hill))
+    return float(heights[0] + 3 * heights[1]), slopes
+
+  one = ratio_search.solve(objective, 3, 0.3)
+  np.testing.assert_allclose(one.ratios, low_hill, atol=1e-2)
+  starts = ratios.random_points(np.random.default_rng(0), 10, 3, 0.3)
+  np.testing.assert_allclose(starts.mean(1), 0.3, atol=1e-6)
+  several = ratio_search.solve(objective, 3, 0.3, starts=starts)
+  np.testing.assert_allclose(several.ratios, high_hill, atol=1e-2)
+  assert several.converged
+
+
 def test_grid_search_agrees_with_the_solver():
   grid = ratio_search.grid_search(lambda a: quadratic(a)[0], ratios.grid(3, 0.3, step=0.05))
   found = ratio_search.solve(quadratic, 3, 0.3)

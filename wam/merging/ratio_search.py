@@ -67,7 +67,7 @@ class Solution(NamedTuple):
     ratios: [K] float64, of the mean asked for.
     value: of the objective there.
     evaluations: of the objective and its gradient.
-    converged: whether the solver says so.
+    converged: whether the solver says so, of its best end.
     message: what it says.
   """
 
@@ -85,20 +85,22 @@ def solve(
   *,
   low: float = 0.0,
   high: float = 1.0,
-  start: Sequence[float] | np.ndarray | None = None,
+  starts: np.ndarray | None = None,
   tolerance: float = 1e-6,
   max_iterations: int = 50,
 ) -> Solution:
   """A local maximum over {mean α, low <= a_k <= high} by sequential quadratic programming (SciPy's SLSQP).
 
-  With a deterministic objective, about ten evaluations. Every point that is evaluated has the mean α and lies inside.
+  About ten evaluations from one start, for a deterministic objective; of several starts the best end counts. Every
+  point that is evaluated has the mean α and lies inside.
 
   Args:
     objective: ratios [K] float64 -> value and gradient [K].
     num_parts: K.
     alpha: the mean.
     low, high: bounds of every ratio.
-    start: where to begin; default equal ratios.
+    starts: where to begin, [S, K] of mean α; default equal ratios, once. Likelihoods of models that are far apart have
+      several maxima.
     tolerance: in units of the objective, where it stops.
     max_iterations: of the solver.
 
@@ -110,7 +112,7 @@ def solve(
 
   if not low <= alpha <= high:
     raise ConfigError(f"solve: alpha = {alpha} lies outside [{low}, {high}]")
-  first = np.full(num_parts, alpha) if start is None else np.asarray(start, np.float64)
+  begin = np.full((1, num_parts), alpha) if starts is None else np.asarray(starts, np.float64)
   seen: list[tuple[float, np.ndarray]] = []
 
   def feasible(point: np.ndarray) -> np.ndarray:
@@ -130,18 +132,22 @@ def solve(
     value = -negative(np.full(num_parts, alpha))[0]
     return Solution(np.full(num_parts, alpha), value, 1, True, "nothing to choose")
   mean = {"type": "eq", "fun": lambda a: a.sum() - num_parts * alpha, "jac": np.ones_like}
-  found = scipy.optimize.minimize(
-    negative,
-    feasible(first),
-    jac=True,
-    method="SLSQP",
-    bounds=[(low, high)] * num_parts,
-    constraints=[mean],
-    options={"ftol": tolerance, "maxiter": max_iterations},
-  )
+  every = [
+    scipy.optimize.minimize(
+      negative,
+      feasible(first),
+      jac=True,
+      method="SLSQP",
+      bounds=[(low, high)] * num_parts,
+      constraints=[mean],
+      options={"ftol": tolerance, "maxiter": max_iterations},
+    )
+    for first in begin
+  ]
+  last = min(every, key=lambda end: end.fun)
   # The best point seen, which a failed line search may have left.
   value, ratios = max(seen, key=lambda pair: pair[0])
-  return Solution(ratios, value, len(seen), bool(found.success), str(found.message))
+  return Solution(ratios, value, len(seen), bool(last.success), str(last.message))
 
 
 class Grid(NamedTuple):

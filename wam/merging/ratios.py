@@ -246,6 +246,21 @@ def corners(
   return [np.array(point, np.float64) for point in found]
 
 
+def random_points(
+  generator: np.random.Generator,
+  count: int,
+  num_parts: int,
+  alpha: float,
+  *,
+  low: float = 0.0,
+  high: float = 1.0,
+) -> np.ndarray:
+  """Ratios [count, K] float64 of mean α in [low, high]: uniform in the box, then projected; corners are among them."""
+  drawn = generator.uniform(low, high, (count, num_parts)).astype(np.float32)
+  projected = jax.vmap(lambda v: projection(v, alpha, low=low, high=high))(jnp.asarray(drawn))
+  return np.asarray(projected, np.float64)
+
+
 def closeness_weights(num_layers: int) -> np.ndarray:
   """w_l = (L - 1) / (|l - L/2| + 1), float64 [L], layers counted from 0: what holds the middle layers near α.
 
