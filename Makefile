@@ -1,15 +1,17 @@
 # make demo        the reward-tax front of a small world, about six minutes on 2 CPU cores
 # make test        lint, types and the default test suite
-# make parity      comparison with torch, transformers and mergekit, in environments of their own
+# make parity      comparison with torch, transformers, mergekit and lm-evaluation-harness, in environments of their own
 # make browser     the report in a headless Chromium
+# make experiments  claims of papers, measured anew: ledgers and figures in experiments/
 # make bench       speed against torch, TRL, transformers, Tunix and mergekit
-.PHONY: demo test lint parity browser bench clean
+.PHONY: demo test lint parity browser experiments bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PARITY := .venv-parity
 MERGEKIT := .venv-mergekit
+HARNESS := .venv-lm-eval
 
 demo: $(VENV)/.installed
 	$(BIN)/wam run --config configs/alignment_tax/tiny.py --workdir runs/demo
@@ -22,11 +24,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: $(PARITY)/.installed $(MERGEKIT)/.installed
+parity: $(PARITY)/.installed $(MERGEKIT)/.installed $(HARNESS)/.installed
 	$(PARITY)/bin/python -m pytest -m parity tests/parity
 
 browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m browser tests/browser
+
+experiments: $(VENV)/.installed
+	$(BIN)/python -m experiments.proposition_4_1
 
 bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed $(MERGEKIT)/.installed
 	$(BIN)/python benchmarks/training.py
@@ -61,6 +66,12 @@ $(MERGEKIT)/.installed:
 	test -x $(MERGEKIT)/bin/python || $(PYTHON) -m venv $(MERGEKIT)
 	$(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check mergekit==0.1.5
+	touch $@
+
+$(HARNESS)/.installed:
+	test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check lm_eval==0.4.13 transformers==4.57.6 datasets==4.8.4 accelerate==1.15.0
 	touch $@
 
 clean:
