@@ -156,7 +156,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+  "name", [*list(CASES)[:-1], pytest.param("distillation", marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_finite_differences(weights, name):
   start, moved = weights
   rows = sequences(4)
