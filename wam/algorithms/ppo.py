@@ -34,7 +34,6 @@ from wam.training import (
   collapse,
   iterations,
   kl_control,
-  loop,
   minibatches,
   optimizers,
   sharding,
@@ -224,8 +223,7 @@ def run(
         bar.update(i, {n: record[n] for n in ("reward", "kl", "length") if n in record})
     seconds = time.monotonic() - began
     run.log({"seconds": seconds}, kind="stage", stage=stage, step=config.num_iterations)
-    loop.save_result(run.stage_directory(stage), trainer.policy, run=run)
-    return trainer.policy
+    return trainer.finish()
 
 
 def _iterate(

@@ -13,7 +13,7 @@ import optax
 from wam.checkpoints import orbax
 from wam.core import rng
 from wam.core.types import Params, PyTree
-from wam.training import collapse, iterations, kl_control, sharding
+from wam.training import collapse, iterations, kl_control, loop, sharding
 from wam.training.iterations import Iterations
 from wam.training.mitigations import Mitigation
 from wam.training.state import LossFn, Pair, TrainState, init
@@ -148,6 +148,8 @@ class ActorCritic:
   def train(self, batches: Iterable[PyTree]) -> dict[str, float]:
     """One update of both networks a batch, each held as a whole by every process; of the critic alone in a pause.
 
+    The mitigation adds what its losses want beside the algorithm's own rows; the critic does not look at it.
+
     Returns:
       Averages of the losses' metrics, the critic's as "value_<name>"; "ratio_max", a metric of the policy if it has it,
       as the largest of the updates'.
@@ -161,7 +163,8 @@ class ActorCritic:
     for number, batch in enumerate(batches):
       state = self._steps.state
       key = rng.key(self._run.seed, f"{self._stage}/loss/{i}", number)
-      placed = sharding.put_whole_batch(batch, self._run.mesh)
+      augmented = self._mitigation.augment(batch, i, number)
+      placed = sharding.put_whole_batch(augmented, self._run.mesh)
       if not paused:
         policy, metrics = self._update_policy(state.policy, placed, key, self._frozen)
         of_policy.append(metrics)
@@ -241,8 +244,13 @@ class ActorCritic:
     if self._rule is not None and not self._mitigation.trains_weights:
       orbax.save(self._saved(self.iteration + 1), self._steps.state.policy.params)
     self._steps.commit(self.policy)
-    if self.done:
-      orbax.remove(self._run.stage_directory(self._stage) / "trained")
+
+  def finish(self) -> Params:
+    """Saves the policy's weights as the stage's result, removes what was there for going on, and returns them."""
+    directory, policy = self._run.stage_directory(self._stage), self.policy
+    loop.save_result(directory, policy, run=self._run)
+    orbax.remove(directory / "trained")
+    return policy
 
   def close(self) -> None:
     """Ends background threads."""
