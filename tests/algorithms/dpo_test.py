@@ -371,6 +371,7 @@ def evaluations_only(arrays, size):
   return chunks(arrays, size)
 
 
+@pytest.mark.slow
 def test_a_signal_within_an_iteration_saves_and_leaves(start, tmp_path, monkeypatch):
   iterate = dpo._Trainer.iterate
 
@@ -466,6 +467,7 @@ def test_what_cannot_work_is_refused_before_training(start, tmp_path):
   assert records.read(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_weights_that_explode_are_named(start, tmp_path):
   steps = {"learning_rate": 1e30, "name": "sgd", "clip_norm": None}
   changes = {"rows": preferences(32), "evaluation_rows": None, "optimizer": steps}
