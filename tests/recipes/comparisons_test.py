@@ -38,6 +38,11 @@ def config(**changes):
     "rsf": ONLINE | {"optimizer": OPTIMIZER, "keep_samples": True, "require_eos": False},
     "averaging": {"alphas": (0.5,), "part_alphas": ()},
     "evaluation": {"num_seeds": 1},
+    "adaptive": {
+      "alphas": (0.4,),
+      "num_parts": (1, 3),
+      "examples": {"num_prompts": 16, "pool": 12, "size": 8, "require_eos": False},
+    },
     "comparisons": {
       "PPO": {"a": {"algorithm": "ppo", "settings": ONLINE | {"optimizer": OPTIMIZER}}},
       "REINFORCE": {"a": {"algorithm": "reinforce", "settings": ONLINE | {"optimizer": OPTIMIZER}}},
@@ -88,6 +93,7 @@ def measured(tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_all_of_them_are_measured(measured):
   found = points(measured)
   compared = config()["comparisons"]
@@ -101,15 +107,34 @@ def test_all_of_them_are_measured(measured):
   assert len(set(others)) == len(others)
 
 
+@pytest.mark.slow
 def test_a_strong_penalty_holds_the_policy_back(measured):
   found = points(measured)
   assert found["distilled", "L2"]["kl"] < found["distilled", "plain"]["kl"]
 
 
+@pytest.mark.slow
+def test_adaptive_ratios_have_the_mean_that_was_asked_for(measured):
+  found = points(measured)
+  alone = found["adaptive", "K = 1, α = 0.4"]
+  assert list(alone["coefficients"].values()) == pytest.approx([0.4])
+  thirds = found["adaptive", "K = 3, α = 0.4"]
+  ratios = list(thirds["coefficients"].values())
+  assert len(ratios) == 3 and np.mean(ratios) == pytest.approx(0.4, abs=1e-6)
+  assert min(ratios) >= 0 and max(ratios) <= 1
+
+
+@pytest.mark.slow
 def test_families_have_fronts(measured):
   every = records.read(measured / records.FILE_NAME)
   fronts = {r["family"] for r in every if r["kind"] == "front"}
-  assert fronts == {"early stopping", "model averaging", "part-wise", *config()["comparisons"]}
+  assert fronts == {
+    "early stopping",
+    "model averaging",
+    "part-wise",
+    "adaptive",
+    *config()["comparisons"],
+  }
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ The stages, each resumable: pre-training and supervised fine-tuning (where the c
 Bradley-Terry reward model from θ_0 (proxy), and a second one on other pairs (control) where there is no gold reward;
 RLHF by one algorithm (rejection-sampling fine-tuning, PPO, DPO, REINFORCE) -> θ after every iteration, and again from
 θ_0 with the mitigations to compare with; then every point of the trade-off is measured: θ_0, the early-stopped
-checkpoints, model averaging (1 - α)·θ_0 + α·θ, part-wise averaging (one third of the depth with α, the rest of θ), and
-what the mitigations ended with. The models before and after RLHF and the average that a rule selects on the validation
+checkpoints, model averaging (1 - α)·θ_0 + α·θ, part-wise averaging (one third of the depth with α, the rest of θ),
+adaptive averages (ratios by part that make the policy's best completions most likely), and what the mitigations ended
+with. The models before and after RLHF and the average that a rule selects on the validation
 split are left as Hugging Face directories in `models/`.
 """
 
@@ -17,12 +18,13 @@ from wam.core import parts, sections
 from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.merging.averages import lerp
+from wam.recipes import adaptive as adaptive_averages
 from wam.recipes import fronts, points, problems, stages, tuning
 from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
-PATTERNS = "patterns"
+PATTERNS, ADAPTIVE = "patterns", "adaptive"
 AFTER = "α = 1"
 
 
@@ -36,12 +38,14 @@ class Candidate(NamedTuple):
     int | None
   )  # of the main run of RLHF; None: averaged with `coefficients`, or the end of `plan`
   plan: tuning.Plan | None = None  # another run
+  search: adaptive_averages.Search | None = None  # the average that it found
 
   @property
   def identity(self) -> Hashable:
     """Equal for two names of one model."""
-    if self.plan is not None:
-      return self.plan.stage
+    other = self.plan or self.search
+    if other is not None:
+      return other.stage
     return tuple(self.coefficients.items()) if self.iteration is None else self.iteration
 
 
@@ -82,6 +86,7 @@ def alignment_tax(
   reinforce: Mapping[str, Any] | None = None,
   mitigation: Mapping[str, Any] | None = None,
   comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+  adaptive: Mapping[str, Any] | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Mapping[str, Any] | None = None,
   workdir: pathlib.Path,
@@ -102,6 +107,7 @@ def alignment_tax(
   policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
   tuning.check(plans, policy, data, sampling)
   models = candidates(params=policy.params, plans=plans, **averaging)
+  searches = [] if adaptive is None else adaptive_averages.check(adaptive, policy.params)
   devices = sharding.make_mesh(mesh)
   open_workdir(workdir, config=config, command=command)
   with sections.call(
@@ -125,6 +131,15 @@ def alignment_tax(
     setting = tuning.Setting(policy, reference, base, data, rewards, current, sampling, plans[0])
     tuned, *_ = [tuning.train(plan, setting) for plan in plans]
 
+    # ratios by part
+    averages: dict[adaptive_averages.Search, Any] = {}
+    if adaptive is not None:
+      examples = adaptive_averages.draw(adaptive, tuned, setting)
+      for search in searches:
+        found = adaptive_averages.find(search, adaptive, examples, tuned, setting)
+        averages[search] = found
+        models.append(Candidate(ADAPTIVE, search.label, found.ratios, None, search=search))
+
     # what it bought and what it cost
     panels = [
       points.make_panel(
@@ -142,10 +157,12 @@ def alignment_tax(
     points.describe(panels[-1], current)
 
     def make(model: Candidate) -> Params:
+      if model.search is not None:
+        return averages[model.search].params
       return weights(model, tuned, setting)
 
     points.measure(models, panels, current, weights=make)
-    more = [PATTERNS] if any(model.family == PATTERNS for model in models) else []
+    more = [n for n in (PATTERNS, ADAPTIVE) if any(model.family == n for model in models)]
     compared = list(dict.fromkeys(plan.family for plan in plans[1:]))
     fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE, *more, *compared), anchor=INIT)
     best = fronts.select(current, families=(AVERAGED, PARTWISE), before=INIT, after=AFTER)

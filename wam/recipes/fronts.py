@@ -47,8 +47,8 @@ def write(run: Run, *, families: Sequence[str], anchor: str) -> None:
 
   A family's front is that of its points and of the anchor (the model before RLHF), which all families share. The
   reference point is the worst value of each axis among all points, so that volumes compare within a run, not between
-  runs; it is in the record. Intervals are percentiles over resampled prompts, items and sampling seeds. There is no front
-  against the mean skill where the anchor has nothing of a skill, so that shares of it are not defined.
+  runs; it is in the record. Intervals are percentiles over resampled prompts, items and sampling seeds. There is no
+  front against the mean skill where the anchor has nothing of any skill, so that shares are not defined.
 
   Args:
     run: the open workdir, with records of kind "point" and "task".

@@ -208,7 +208,7 @@ class Algorithm(NamedTuple):
 _GIVEN = ("params", "run", "stage", "sampling", "other_scorers", "on_iteration", "mitigation")
 
 
-def _prompts(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+def prompts(setting: Setting) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and mask of the training prompts."""
   length, _ = sampling_settings(**setting.sampling)
   texts = setting.data.prompts["train"]
@@ -234,7 +234,7 @@ def _train_online(
   return module.run(
     setting.policy.model,
     setting.reference,
-    _prompts(setting),
+    prompts(setting),
     scorers["proxy"],
     run=setting.run,
     stage=plan.stage,
@@ -297,7 +297,7 @@ def _train_dpo(plan: Plan, setting: Setting, mitigation: Mitigation) -> Params:
     rows = sampled_pairs.run(
       policy.model,
       setting.reference,
-      _prompts(setting),
+      prompts(setting),
       setting.rewards.scorers["proxy"],
       run=setting.run,
       stage=f"{plan.stage}-pairs",

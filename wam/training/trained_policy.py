@@ -67,7 +67,8 @@ class TrainedPolicy:
     self._steps = Iterations(start, params, run=run, stage=stage, num_iterations=num_iterations)
     where = self._steps.where
     self._restart = jax.jit(lambda trained: init(trained, wrapped), out_shardings=where.train)
-    self._frozen = mitigation.freeze(params)
+    placed = sharding.put(params, iterations.parameter_shardings(params, run), copy=False)
+    self._frozen = mitigation.freeze(placed)
     self._full = jax.jit(mitigation.full, out_shardings=iterations.parameter_shardings(params, run))
     self._trains_weights = mitigation.trains_weights
     update = make_update(mitigation.loss(loss_fn), wrapped, accumulate_steps=accumulate_steps)
