@@ -1,9 +1,12 @@
 """Which completions are worth imitating: a draw from those of the highest rewards. Leaves out sampling and scoring."""
 
+from typing import Any, TypeVar
+
 import numpy as np
 
 from wam.core.errors import BadData, ConfigError, check_rank, check_same_shape
-from wam.generation.rollouts import Rollout
+
+Arrays = TypeVar("Arrays", bound=tuple[Any, ...])
 
 
 def draw_from_the_best(
@@ -50,6 +53,6 @@ def draw_from_the_best(
   return np.sort(generator.choice(best, min(size, len(best)), replace=False))
 
 
-def take(rollout: Rollout, rows: np.ndarray) -> Rollout:
-  """These rows of a rollout."""
-  return Rollout(*(array[rows] for array in rollout))
+def take(arrays: Arrays, rows: np.ndarray) -> Arrays:
+  """These rows of a named tuple of arrays [R, ...], such as a rollout."""
+  return type(arrays)(*(array[rows] for array in arrays))
