@@ -100,8 +100,8 @@ class ActorCritic:
     where = self._steps.where
     self._start_policy = jax.jit(start_policy, out_shardings=where.policy)
     self._start_critic = jax.jit(start_critic, out_shardings=where.critic)
-    self._frozen = mitigation.freeze(policy.start)
     placed = iterations.parameter_shardings(policy.start, run)
+    self._frozen = mitigation.freeze(sharding.put(policy.start, placed, copy=False))
     self._full = jax.jit(mitigation.full, out_shardings=placed)
     self._update_policy = jax.jit(
       make_update(mitigation.loss(policy.loss_fn), tx, accumulate_steps=accumulate_steps),
