@@ -36,6 +36,7 @@ experiments: $(VENV)/.installed
 bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed $(MERGEKIT)/.installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/preferences.py
 	$(BIN)/python benchmarks/merge.py --size 100m
 	$(BIN)/python benchmarks/merge.py
 
@@ -53,7 +54,7 @@ bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.instal
 # The stamps are rebuilt whenever the metadata or the pins change.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,datasets]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,datasets,search]"
 	touch $@
 
 $(PARITY)/.installed: setup.cfg pyproject.toml constraints.txt

@@ -51,6 +51,11 @@ def config(**changes):
           "algorithm": "dpo",
           "settings": {"length": 24, "batch_size": 8, "optimizer": OPTIMIZER},
         },
+        "replayed": {
+          "algorithm": "dpo",
+          "settings": {"length": 24, "batch_size": 8, "optimizer": OPTIMIZER},
+          "mitigation": {"replay": {}},
+        },
         "drawn": {
           "algorithm": "dpo",
           "settings": {

@@ -256,13 +256,15 @@ class _Trainer:
       rows, batch_size=config.batch_size, seed=run.seed, stream=f"{stage}/batches"
     )
     self._evaluation_rows = evaluation_rows
-    self._frozen = mitigation.freeze(params)
+    weights = iterations.parameter_shardings(params, run)
+    self._frozen = mitigation.freeze(sharding.put(params, weights, copy=False))
+    self._augment = mitigation.augment
     key = rng.key(run.seed, f"{stage}/start")
     tx = mitigation.optimizer(config.make_optimizer(self.total_steps))
     update = make_update(
       mitigation.loss(_loss_of(model, config, rows)), tx, accumulate_steps=config.accumulate_steps
     )
-    example = sharding.put_whole_batch(next(self._batches), run.mesh)
+    example = sharding.put_whole_batch(self._augment(next(self._batches), 0, 0), run.mesh)
 
     def start(params: Params) -> _State:
       train = init(mitigation.start(params, key), tx)
@@ -285,7 +287,7 @@ class _Trainer:
     where = self._steps.where
     self._step = jax.jit(step, donate_argnums=0, out_shardings=(where, None))
     self._finish = jax.jit(finish, donate_argnums=0, out_shardings=where)
-    self._full = jax.jit(mitigation.full, out_shardings=iterations.parameter_shardings(params, run))
+    self._full = jax.jit(mitigation.full, out_shardings=weights)
     self._trains_weights = mitigation.trains_weights
     self._evaluate = jax.jit(_loss_of(model, config, evaluation_rows or rows))
     self._within = orbax.Checkpoints(run.stage_directory(stage) / "within", keep=1)
@@ -314,7 +316,8 @@ class _Trainer:
     in_flight: deque[jax.Array] = deque()
     saved = time.monotonic()
     while self.step < self._boundaries[i + 1]:
-      batch = sharding.put_whole_batch(next(self._batches), run.mesh)
+      rows = self._augment(next(self._batches), 0, self.step)
+      batch = sharding.put_whole_batch(rows, run.mesh)
       steps.state, finished = self._step(steps.state, batch, self._frozen)
       self.step += 1
       in_flight.append(finished)
@@ -386,9 +389,8 @@ class _Trainer:
       totals = {name: totals.get(name, 0.0) + np.asarray(pair) for name, pair in sums.items()}
     found = averages(totals)
     if not math.isfinite(found["loss"]):
-      raise NonFinite(
-        f"{self._stage}: the evaluation loss after iteration {self.iteration + 1} is not finite"
-      )
+      where = f"{self._stage}: the evaluation loss after iteration {self.iteration + 1}"
+      raise NonFinite(f"{where} is not finite")
     return found
 
 

@@ -36,8 +36,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.
   scores = scores.reshape(B, K, group, T, S)
   # Not -inf: a row without a visible key would be NaN.
   scores = jnp.where(visible[:, :, None], scores, jnp.finfo(jnp.float32).min)
-  shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, K, group * T, S)
-  mixed = jnp.einsum("bkns,bskh->bknh", shares, v)
+  # The softmax is divided by its sum after the product, on H numbers a query in place of S.
+  peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  shares = jnp.exp(scores - peak)
+  total = jnp.sum(shares, axis=-1).reshape(B, K, group * T, 1)
+  shares = shares.astype(v.dtype).reshape(B, K, group * T, S)
+  mixed = jnp.einsum("bkns,bskh->bknh", shares, v, preferred_element_type=jnp.float32)
+  mixed = (mixed / total).astype(v.dtype)
   return mixed.reshape(B, K, group, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, Q, H)
 
 

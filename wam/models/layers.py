@@ -51,10 +51,12 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., inputs] -> [..., outputs]."""
-    y = x @ self.kernel[...].astype(x.dtype)
-    if self.bias is None:
-      return y
-    return y + self.bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    # As one matrix of tokens: XLA's CPU backend is slow at gradients that contract batch and time apart (the layers of
+    # a training step of 16 x 256 tokens take 40 % longer).
+    y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)[None]
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class Embedding(nnx.Module):
@@ -171,9 +173,12 @@ class Ends(nnx.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., D] -> [..., V] float32, the products accumulated in float32."""
     if self.lm_head is None:
-      equation, kernel = "...d,vd->...v", self.embed.embedding[...]
+      equation, kernel = "nd,vd->nv", self.embed.embedding[...]
     else:
-      equation, kernel = "...d,dv->...v", self.lm_head.kernel[...]
-    return jnp.einsum(
-      equation, hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+      equation, kernel = "nd,dv->nv", self.lm_head.kernel[...]
+    # One matrix of tokens, as in `Linear`.
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logits = jnp.einsum(
+      equation, flat, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
+    return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
