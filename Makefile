@@ -32,6 +32,7 @@ browser: $(VENV)/.installed
 
 experiments: $(VENV)/.installed
 	$(BIN)/python -m experiments.proposition_4_1
+	$(BIN)/python -m experiments.alignment_tax
 
 bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed $(MERGEKIT)/.installed
 	$(BIN)/python benchmarks/training.py

@@ -171,11 +171,11 @@ def test_json_list_and_compression(tmp_path):
     ("x.jsonl", b'{"prompt": 3}', r"line 1: field 'prompt' should be a string, found int 3"),
     ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9"}', r"line 2: not UTF-8 text \(byte 0xe9\)"),
     ("x.jsonl", b"\n\n", r"x\.jsonl: empty, no rows"),
-    ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-12], "cannot be unpacked"),
+    ("x.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-12], "cannot be unpacked"),
     ("x.jsonl.gz", b'{"prompt": "a"}', "no gzip file"),
     ("x.json", b'{"prompt": "a"}', "expected a JSON list of objects"),
     ("x.json", b'{"prompt": "a"}\n{}', r"belongs in a file called \.jsonl"),
-    ("x.txt.gz", gzip.compress(b"one\ntwo\xff"), r"x\.txt\.gz, line 2: not UTF-8"),
+    ("x.txt.gz", gzip.compress(b"one\ntwo\xff", mtime=0), r"x\.txt\.gz, line 2: not UTF-8"),
   ],
 )
 def test_damaged_files(tmp_path, name, content, message):

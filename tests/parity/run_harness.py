@@ -9,18 +9,17 @@ import os
 import pathlib
 import sys
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["DISABLE_MULTIPROC"] = "1"
-
-import lm_eval
-import yaml
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-
-TASKS = pathlib.Path(lm_eval.__file__).parent / "tasks"
-
 
 def main(folder: pathlib.Path, model: str) -> None:
+  # Imported where it runs: elsewhere the harness is not installed.
+  os.environ["HF_HUB_OFFLINE"] = "1"
+  os.environ["DISABLE_MULTIPROC"] = "1"
+  import lm_eval
+  import yaml
+  from lm_eval.models.huggingface import HFLM
+  from lm_eval.tasks import TaskManager
+
+  included = pathlib.Path(lm_eval.__file__).parent / "tasks"
   asked = json.loads((folder / "tasks.json").read_text())
   for name, task in asked.items():
     splits = dict.fromkeys(("training_split", "validation_split", "fewshot_split"))
@@ -40,7 +39,7 @@ def main(folder: pathlib.Path, model: str) -> None:
       config["dataset_kwargs"]["data_files"]["fewshot"] = str(folder / task["fewshot"])
       config["fewshot_config"] = {"sampler": "first_n"}
     if "include" in task:
-      config["include"] = str(TASKS / task["include"])
+      config["include"] = str(included / task["include"])
     (folder / f"local_{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
   # Without its own BOS in front of the text, the harness scores a document's first token behind one BOS, not two.
   language_model = HFLM(pretrained=model, dtype="float32", batch_size=8, device="cpu")

@@ -1,0 +1,270 @@
+"""The claims of the alignment-tax paper, each as a function from measured runs to what was found and a verdict.
+
+What is compared, and when a claim counts as reproduced, is fixed here before anything is run: a quantity that the claim
+says is positive, one value a seed, and `measurements.verdict` of its 95 % intervals. Claims on averages of which the
+best is taken choose on nothing: they compare whole fronts, or the mean over all ratios that were measured.
+
+Skills stand for the paper's suites: facts for common sense, passages for reading, translation for translation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import scipy.stats
+
+from experiments.alignment_tax import measurements
+from experiments.alignment_tax.measurements import MEAN, REWARD, Comparison, Measured
+from wam.recipes import alignment_tax as recipe
+
+# By algorithm: its runs, one a seed.
+Runs = Mapping[str, Sequence[Measured]]
+
+
+class Finding(NamedTuple):
+  """What became of a claim."""
+
+  measured: str
+  verdict: str
+
+
+class Claim(NamedTuple):
+  """A claim.
+
+  Attributes:
+    name: the key of the claim.
+    paper: what the paper says, and where.
+    algorithms: whose runs it needs, all of them.
+    find: runs -> what was found.
+  """
+
+  name: str
+  paper: str
+  algorithms: tuple[str, ...]
+  find: Callable[[Runs], Finding]
+
+
+def compare(runs: Sequence[Measured], quantity: Callable[[Measured], float]) -> Comparison:
+  """A quantity over the seeds."""
+  return measurements.over_seeds([quantity(run) for run in runs])
+
+
+def finding(parts: Mapping[str, Comparison], what: str) -> Finding:
+  """That all these quantities are above 0; `what` says what they are."""
+  listed = "; ".join(f"{name} {comparison}" for name, comparison in parts.items())
+  return Finding(f"{what}: {listed}", measurements.verdict(list(parts.values())))
+
+
+def falls_with_reward(skill: str) -> Callable[[Measured], float]:
+  """Minus the rank correlation of reward and a skill along the run, θ_0 first, as far as the reward's peak."""
+
+  def quantity(run: Measured) -> float:
+    path = [run.before, *run.of(recipe.STOPPED)]
+    reward, score = run.column(REWARD)[path], run.column(skill)[path]
+    peak = max(int(reward.argmax()) + 1, 3)
+    return -float(scipy.stats.spearmanr(reward[:peak], score[:peak]).statistic)
+
+  return quantity
+
+
+def tax(runs: Runs) -> Finding:
+  """TAX-1."""
+  skills = ("passages", "translation")
+  return finding(
+    {skill: compare(runs["rsf"], falls_with_reward(skill)) for skill in skills},
+    "minus the rank correlation of gold reward and skill along RSF, up to the reward's peak",
+  )
+
+
+def rises_then_falls(runs: Runs) -> Finding:
+  """TAX-1, common sense."""
+
+  def rise(run: Measured) -> float:
+    path = run.of(recipe.STOPPED)
+    return float(run.column("facts")[path].max() - run.column("facts")[run.before])
+
+  def fall(run: Measured) -> float:
+    path = run.of(recipe.STOPPED)
+    return float(run.column("facts")[path].max() - run.column("facts")[path[-1]])
+
+  return finding(
+    {"rise": compare(runs["rsf"], rise), "fall": compare(runs["rsf"], fall)},
+    "facts: best iteration minus before RLHF, and best minus last iteration",
+  )
+
+
+def front_against(*families: str) -> Callable[[Measured, str], float]:
+  """Hypervolume of model averaging minus the largest among single families."""
+
+  def quantity(run: Measured, column: str) -> float:
+    others = [f for f in families if run.of(f)]
+    own = measurements.hypervolume(run, run.of(recipe.AVERAGED), column)
+    return own - max(measurements.hypervolume(run, run.of(f), column) for f in others)
+
+  return quantity
+
+
+def averaging_beats(
+  algorithm: str, *families: str, columns: Sequence[str] = (MEAN,)
+) -> Callable[[Runs], Finding]:
+  """Averaging has the larger hypervolume than every one of some families, against each of some columns."""
+  difference = front_against(*families)
+
+  def find(runs: Runs) -> Finding:
+    parts = {c: compare(runs[algorithm], lambda run, c=c: difference(run, c)) for c in columns}
+    return finding(
+      parts, f"hypervolume of averaging minus the best of {', '.join(families)}, against"
+    )
+
+  return find
+
+
+def replay(runs: Runs) -> Finding:
+  """TAX-3."""
+  difference = front_against("replay")
+  skills = ("facts", "passages", "translation")
+  parts = {s: compare(runs["rsf"], lambda run, s=s: difference(run, s)) for s in skills}
+  wins = sum(part.low > 0 for part in parts.values())
+  losses = sum(part.high < 0 for part in parts.values())
+  verdict = "reproduced" if wins >= 2 else "not reproduced" if losses >= 2 else "inconclusive"
+  listed = "; ".join(f"{skill} {part}" for skill, part in parts.items())
+  return Finding(f"hypervolume of averaging minus that of experience replay: {listed}", verdict)
+
+
+def input_part(runs: Runs) -> Finding:
+  """TAX-5: the mean over the ratios that were measured, against θ."""
+
+  def gain(column: str) -> Callable[[Measured], float]:
+    def quantity(run: Measured) -> float:
+      rows = run.rows(
+        lambda family, label, _: family == recipe.PARTWISE and label.startswith("input")
+      )
+      return float(run.column(column)[rows].mean() - run.column(column)[run.after])
+
+    return quantity
+
+  parts = {
+    f"{algorithm} {column}": compare(members, gain(column))
+    for algorithm, members in runs.items()
+    for column in (REWARD, MEAN)
+  }
+  return finding(parts, "averaging the input part alone, mean over its ratios, minus θ")
+
+
+def patterns(runs: Runs) -> Finding:
+  """TAX-6."""
+
+  def above(run: Measured) -> float:
+    rows = run.of(recipe.PATTERNS)
+    curve = [run.before, *run.of(recipe.AVERAGED)]
+    gains = [measurements.at_equal_reward(run, row, curve, MEAN) for row in rows]
+    return sum(gains) / len(gains)
+
+  parts = {algorithm: compare(members, above) for algorithm, members in runs.items()}
+  return finding(
+    parts, "mean skill of unequal patterns above the curve of equal ratios at the same gold reward"
+  )
+
+
+def algorithms(runs: Runs) -> Finding:
+  """TAX-9: fronts of the two runs in one plane, so scaled by the points of both."""
+  values = []
+  for first, second in zip(runs["rsf"], runs["dpo"], strict=True):
+    both = measurements.joined(first, second)
+    own, other = (
+      measurements.hypervolume(both, both.of(f"{name} {recipe.STOPPED}"), MEAN)
+      for name in ("0", "1")
+    )
+    values.append(own - other)
+  return finding(
+    {"difference": measurements.over_seeds(values)},
+    "hypervolume of the checkpoints of RSF minus that of DPO, against the mean skill",
+  )
+
+
+def adaptive_gain(run: Measured, num_parts: int) -> float:
+  """Mean skill of the adaptive averages with K parts above the curve of equal ratios, at the same gold reward."""
+  rows = run.rows(
+    lambda family, label, _: family == recipe.ADAPTIVE and label.startswith(f"K = {num_parts},")
+  )
+  curve = [run.before, *run.of(recipe.AVERAGED)]
+  gains = [measurements.at_equal_reward(run, row, curve, MEAN) for row in rows]
+  return sum(gains) / len(gains)
+
+
+def adaptive(runs: Runs) -> Finding:
+  """AMA-1."""
+  parts = {
+    algorithm: compare(members, lambda run: adaptive_gain(run, 3))
+    for algorithm, members in runs.items()
+  }
+  return finding(
+    parts,
+    "mean skill of adaptive averages (K = 3) above the curve of equal ratios at the same gold reward",
+  )
+
+
+def three_parts(runs: Runs) -> Finding:
+  """AMA-2."""
+  parts = {
+    f"K = 3 minus K = {other}": compare(
+      runs["rsf"], lambda run, other=other: adaptive_gain(run, 3) - adaptive_gain(run, other)
+    )
+    for other in (2, 6)
+  }
+  return finding(parts, "mean skill above the curve of equal ratios at the same gold reward")
+
+
+WITHOUT_DATA = (recipe.STOPPED, "L1", "L2", "distillation", "LoRA")
+ONLINE = ("rsf", "ppo", "dpo")
+CLAIMS = (
+  Claim(
+    "TAX-1 reading and translation",
+    "Reading and translation fall as the reward rises (figure 12).",
+    ("rsf",),
+    tax,
+  ),
+  Claim(
+    "TAX-1 common sense",
+    "Common sense first rises with the reward, then falls (figure 12).",
+    ("rsf",),
+    rises_then_falls,
+  ),
+  Claim(
+    "TAX-2",
+    "Model averaging has the best front of reward and tax among the methods without pre-training data (figure 3).",
+    ("rsf",),
+    averaging_beats("rsf", *WITHOUT_DATA),
+  ),
+  Claim(
+    "TAX-3",
+    "Model averaging beats experience replay on two of three suites (figure 4).",
+    ("rsf",),
+    replay,
+  ),
+  Claim(
+    "TAX-4",
+    "Model averaging beats a KL penalty in the reward (PPO, figure 5).",
+    ("ppo",),
+    averaging_beats("ppo", "KL penalty"),
+  ),
+  Claim(
+    "TAX-5",
+    "Averaging the input part alone raises reward and skills (figures 7 and 13).",
+    ONLINE,
+    input_part,
+  ),
+  Claim(
+    "TAX-6",
+    "Unequal ratios of the parts beat equal ones (figure 8, α in 0.2, 0.3, 0.4).",
+    ("rsf",),
+    patterns,
+  ),
+  Claim("TAX-9", "RSF has a better front than DPO (figure 14).", ("rsf", "dpo"), algorithms),
+  Claim("AMA-1", "Adaptive averaging beats averaging (figures 9 and 15).", ONLINE, adaptive),
+  Claim(
+    "AMA-2",
+    "K = 3 is the best of 3, 6 and 9 (figure 10); here of 2, 3 and 6.",
+    ("rsf",),
+    three_parts,
+  ),
+)

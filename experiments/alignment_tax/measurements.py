@@ -1,0 +1,157 @@
+"""The measured points of runs of the `alignment_tax` recipe, and how fronts compare over seeds.
+
+Every number here comes from the test split of records.jsonl; more is better in every column. Leaves out claims.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from wam.checkpoints import records
+from wam.evaluation import pareto
+from wam.recipes import alignment_tax as recipe
+from wam.recipes import fronts
+
+REWARDS = ("reward_gold", "reward_control", "reward_proxy")
+REWARD, MEAN = "reward", "mean"
+
+
+class Measured(NamedTuple):
+  """One run: P points in C columns.
+
+  Attributes:
+    seed: of the run.
+    families, labels: [P].
+    ratios: [P], the ratio of each part from input to output; empty where nothing is averaged.
+    columns: "reward", the skills, "mean" (of the shares of the skills that are left).
+    values: [P, C], more being better.
+  """
+
+  seed: int
+  families: list[str]
+  labels: list[str]
+  ratios: list[tuple[float, ...]]
+  columns: list[str]
+  values: np.ndarray
+
+  def column(self, name: str) -> np.ndarray:
+    """One column, [P]."""
+    return self.values[:, self.columns.index(name)]
+
+  def rows(self, keep: Callable[[str, str, tuple[float, ...]], bool]) -> list[int]:
+    """The points of which keep(family, label, ratios) holds."""
+    points = zip(self.families, self.labels, self.ratios, strict=True)
+    return [i for i, point in enumerate(points) if keep(*point)]
+
+  def of(self, *families: str) -> list[int]:
+    """The points of some families."""
+    return self.rows(lambda family, _, __: family in families)
+
+  @property
+  def before(self) -> int:
+    """θ_0."""
+    return self.of(recipe.INIT)[0]
+
+  @property
+  def after(self) -> int:
+    """θ."""
+    return self.labels.index(recipe.AFTER)
+
+  @property
+  def skills(self) -> list[str]:
+    """The columns between reward and mean."""
+    return self.columns[1:-1]
+
+
+def read(workdir: pathlib.Path, *, seed: int) -> Measured:
+  """The points of a run that is done."""
+  every = records.read(workdir / records.FILE_NAME)
+  table = fronts.collect(every, split="test", rewards=REWARDS)
+  values, _ = fronts.coordinates(table, anchor=recipe.INIT, num_resamples=1, seed=0)
+  ratios = {
+    (r["family"], r["label"]): tuple(r["coefficients"].values())
+    for r in every
+    if r["kind"] == "point"
+  }
+  names = list(zip(table.families, table.labels, strict=True))
+  columns = [REWARD, *table.skills, MEAN]
+  return Measured(
+    seed, table.families, table.labels, [ratios[name] for name in names], columns, values
+  )
+
+
+def hypervolume(run: Measured, rows: Sequence[int], column: str) -> float:
+  """Of the front of these points and θ_0, in the plane of reward and `column`.
+
+  Both axes are scaled so that the worst point of the run is 0 and the best 1: volumes of seeds can be averaged.
+  """
+  plane = np.stack([run.column(REWARD), run.column(column)], axis=1)
+  worst, best = plane.min(axis=0), plane.max(axis=0)
+  scaled = pareto.normalize(plane, worst, np.where(best > worst, best, worst + 1))
+  return pareto.hypervolume(scaled[[run.before, *rows]], np.zeros(2))
+
+
+def at_equal_reward(run: Measured, row: int, curve: Sequence[int], column: str) -> float:
+  """How far a point lies above a curve of other points in `column`, at its own reward.
+
+  The curve goes straight from point to point by reward; where two points have one reward the better counts, and outside
+  the curve its nearest end.
+  """
+  reward, score = run.column(REWARD), run.column(column)
+  order = sorted(curve, key=lambda i: (reward[i], score[i]))
+  return float(score[row] - np.interp(reward[row], reward[order], score[order]))
+
+
+class Comparison(NamedTuple):
+  """A quantity over seeds: [S] values, their mean and its 95 % interval (Student's t)."""
+
+  values: list[float]
+  mean: float
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    return f"{self.mean:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+def over_seeds(values: Sequence[float]) -> Comparison:
+  """The mean over seeds and its interval; at least two seeds."""
+  array = np.asarray(values, np.float64)
+  mean, error = array.mean(), scipy.stats.sem(array)
+  reach = error * scipy.stats.t.ppf(0.975, len(array) - 1)
+  return Comparison(array.tolist(), float(mean), float(mean - reach), float(mean + reach))
+
+
+def verdict(comparisons: Sequence[Comparison]) -> str:
+  """Of a claim that all these quantities are above 0.
+
+  "reproduced" where every interval lies above 0, "not reproduced" where one lies below, "inconclusive" otherwise.
+  """
+  if all(c.low > 0 for c in comparisons):
+    return "reproduced"
+  if any(c.high < 0 for c in comparisons):
+    return "not reproduced"
+  return "inconclusive"
+
+
+def joined(*runs: Measured) -> Measured:
+  """The points of several runs from one θ_0 in one table; families get the number of their run in front.
+
+  The points before RLHF are those of the first run.
+  """
+  families = [
+    family if family == recipe.INIT and not number else f"{number} {family}"
+    for number, run in enumerate(runs)
+    for family in run.families
+  ]
+  return Measured(
+    runs[0].seed,
+    families,
+    [label for run in runs for label in run.labels],
+    [ratios for run in runs for ratios in run.ratios],
+    runs[0].columns,
+    np.concatenate([run.values for run in runs]),
+  )

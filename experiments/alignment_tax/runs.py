@@ -1,0 +1,71 @@
+"""The runs behind the claims: the world of configs/alignment_tax/tiny.py, by algorithm and seed.
+
+Mitigations are compared as the paper does it: each is fine-tuned from θ_0 on the best-of-n samples that the run of RSF
+kept on its way, for equally many updates; KL penalties are runs of their own. The strengths of every mitigation are
+spread over decades, so that none is helped or hindered by a narrow grid.
+"""
+
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "alignment_tax" / "tiny.py"
+ALGORITHMS = ("rsf", "ppo", "dpo")
+DISTILLED = {
+  "batch_size": 32,
+  "epochs": 2,
+  "optimizer": {"learning_rate": 1.5e-3, "schedule": "constant"},
+}
+# Mitigations by family, with their strengths. The scales of l1 and l2 are those of the authors' code.
+STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
+  "L1": {f"{c:g}": {"l1": {"coefficient": c}} for c in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)},
+  "L2": {f"{c:g}": {"l2": {"coefficient": c}} for c in (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)},
+  "distillation": {f"{c:g}": {"distillation": {"coefficient": c}} for c in (0.01, 0.1, 1.0, 10.0)},
+  "LoRA": {
+    f"{targets}, rank {rank}": {"lora": {"rank": rank, "targets": targets}}
+    for targets in ("mlp", "mlp+attention")
+    for rank in (2, 8, 32)
+  },
+  "replay": {f"{p:g}": {"replay": {"proportion": p}} for p in (0.25, 0.5, 1.0, 2.0, 4.0)},
+  "none": {"none": {}},
+}
+KL_COEFS = (0.02, 0.1, 0.2, 0.5)
+
+
+def config(algorithm: str, seed: int) -> dict[str, Any]:
+  """The config of a run, as nested plain data."""
+  spec = importlib.util.spec_from_file_location("tiny", CONFIG)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  made = _plain(module.get_config(algorithm))
+  made["seed"] = seed
+  # Another world for every seed, too: the claims are not about one set of facts.
+  made["problem"]["seed"] = seed
+  made["averaging"]["patterns"] = [[0.0, 0.0, -0.1], [0.0, -0.1, -0.1]]
+  made["adaptive"] = {
+    "alphas": [0.2, 0.3, 0.4, 0.5, 0.6],
+    "num_parts": [2, 3, 6] if algorithm == "rsf" else [3],
+    "examples": {"num_prompts": 1024, "samples_per_prompt": 4, "pool": 2000, "size": 800},
+    "num_starts": 3,
+    "rows_per_call": 200,
+  }
+  if algorithm == "rsf":
+    made["rsf"]["keep_samples"] = True
+    made["comparisons"] = {
+      family: {
+        label: {"algorithm": "distillation", "settings": DISTILLED, "mitigation": mitigation}
+        for label, mitigation in strengths.items()
+      }
+      for family, strengths in STRENGTHS.items()
+    }
+  if algorithm == "ppo":
+    made["comparisons"] = {"KL penalty": {f"{c:g}": {"settings": {"kl_coef": c}} for c in KL_COEFS}}
+  return made
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping) or hasattr(value, "items"):
+    return {key: _plain(each) for key, each in value.items()}
+  return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
