@@ -2,13 +2,13 @@
 
 python benchmarks/adaptive.py [--sizes 8m 300m] [--parts 3 9] [--rounds 3] [--length 256] [--batch 8] [--json FILE]
 
-300m takes about 10 GB and, with 2 rows, some five minutes a round.
+300m takes up to 7 GB and, with 2 rows, some five minutes a round.
 
 Every measurement is a process of its own: a decoder of that size, θ_0 and θ in float32 (θ is 1.01·θ_0: what the numbers
 are does not matter), and one program of
 
 - "inference": the log-likelihood of the batch under θ_0 itself;
-- "value": of the average, merged in the program: inference plus the deltas;
+- "value": of the average, merged in the program, each weight where it is used;
 - "forward": the average's log-likelihood and its K derivatives in forward mode (wam.merging.adaptive.forward);
 - "reverse": the same by a backward pass to the K ratios;
 - "reverse, remat": that with every layer's activations recomputed, in stacked layers (XLA keeps

@@ -2,11 +2,14 @@
 
 δ_k is the update of the fine-tuning, restricted to part k. What a search over ratios needs is ⟨∇f(θ(a)), δ_k⟩: K
 directional derivatives. Forward mode computes them beside the value, layer by layer: nothing is kept for a backward
-pass, no gradient of the weights exists, and a direction costs nothing in the layers before its part.
+pass, no gradient of the weights exists, a direction costs nothing in the layers before its part, and the averaged
+weights and the directions are made a layer at a time. A decoder of 316 M parameters takes 96 MiB beside its two sets of
+weights (K = 3, 512 tokens; a backward pass 3.4 GiB): benchmarks/adaptive.py.
 Leaves out where the ratios come from (ratios.py) and the search (ratio_search.py).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +21,7 @@ from wam.core import parts as partitions
 from wam.core import trees
 from wam.core.coefficients import broadcast
 from wam.core.errors import ConfigError, check_same_trees, unknown_name
-from wam.core.parts import Parts
+from wam.core.parts import Assignment, Parts
 from wam.core.types import PyTree
 from wam.merging import averages, shared_work
 from wam.merging.members import accumulator, is_floating
@@ -149,24 +152,29 @@ def merge(
 
 
 def value(objective: Objective, layout: Layout) -> Callable[..., jax.Array]:
-  """(ratios [K], α, θ_0, θ, *arguments) -> objective(θ(ratios), *arguments); pure, for use under jit.
+  """(ratios [K], α, θ_0, θ, *arguments) -> objective(θ(ratios), *arguments); for use under jit.
 
-  The same weights as `merge` up to rounding; any ratios, traced or not.
+  The weights are those of `merge` up to rounding, for any ratios; each is made where it is used, so that θ(ratios) need
+  not be held as a whole. Not to be differentiated: see `forward` and `reverse`.
   """
 
   def evaluate(ratios: Any, alpha: Any, init: PyTree, tuned: PyTree, *arguments: Any) -> jax.Array:
-    return objective(_merged(layout, ratios, alpha, init, tuned), *arguments)
+    def on_leaves(flat: dict[str, jax.Array], *arguments: Any) -> jax.Array:
+      return objective(jax.tree.unflatten(jax.tree.structure(init), flat.values()), *arguments)
+
+    merged = _merged(layout, ratios, alpha, init, tuned)
+    return shared_work.share(on_leaves)(_late(merged, trees.flatten(init)), *arguments)
 
   return evaluate
 
 
 def forward(objective: Objective, layout: Layout) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """As `value`, with the derivatives [K] with respect to the ratios, in forward mode; for use under jit.
+  """As `value`, with the derivatives [K] with respect to the ratios, in forward mode.
 
   Layers that are one subtree each are best: of a stacked leaf a direction is as large as the leaf, with zeros in other
   parts' layers, and loops over layers run once a direction. With K parts of equal depth the work is that of about
   2.5 + K/2 evaluations (K = 3: 4; the value is computed once), and the memory that of one and of K more sets of
-  activations of the layer at work.
+  activations of the layer at work: weights and directions are made where they are used.
 
   The objective's derivatives are in the dtype of the weights, as are those of a backward pass.
   """
@@ -174,69 +182,91 @@ def forward(objective: Objective, layout: Layout) -> Callable[..., tuple[jax.Arr
   def evaluate(
     ratios: Any, alpha: Any, init: PyTree, tuned: PyTree, *arguments: Any
   ) -> tuple[jax.Array, jax.Array]:
-    merged = _merged(layout, ratios, alpha, init, tuned)
-    flat, structure = trees.flatten(merged), jax.tree.structure(merged)
+    def on_leaves(flat: Any, directions: Any, *arguments: Any) -> tuple[jax.Array, jax.Array]:
+      found, slopes = None, []
+      for direction in directions:
+
+        def along(moving: Mapping[str, jax.Array]) -> jax.Array:
+          leaves = (flat | dict(moving)).values()
+          return objective(jax.tree.unflatten(jax.tree.structure(init), leaves), *arguments)
+
+        moving = {leaf: flat[leaf] for leaf in direction}
+        found, slope = jax.jvp(along, (moving,), (direction,))
+        slopes.append(slope.astype(jnp.float32))
+      assert found is not None
+      return found, jnp.stack(slopes)
+
     ends = trees.flatten(init), trees.flatten(tuned)
-    found, slopes = None, []
-    for name in layout.names:
-      direction = _direction(layout, name, *ends)
-      moving = {leaf: flat[leaf] for leaf in direction}
+    merged = _late(_merged(layout, ratios, alpha, init, tuned), ends[0])
+    directions = [_late(_directions(layout, name, *ends), ends[0]) for name in layout.names]
+    return shared_work.share(on_leaves)(merged, directions, *arguments)
 
-      def along(moving: Mapping[str, jax.Array]) -> jax.Array:
-        return objective(jax.tree.unflatten(structure, (flat | dict(moving)).values()), *arguments)
-
-      found, slope = jax.jvp(along, (moving,), (direction,))
-      slopes.append(slope.astype(jnp.float32))
-    assert found is not None
-    return found, jnp.stack(slopes)
-
-  return shared_work.share(evaluate)
+  return evaluate
 
 
 def reverse(objective: Objective, layout: Layout) -> Callable[..., tuple[jax.Array, jax.Array]]:
   """As `forward`, by one backward pass: keeps activations, and makes the gradient of every weight on the way."""
-  return jax.value_and_grad(value(objective, layout))
+
+  def evaluate(ratios: Any, alpha: Any, init: PyTree, tuned: PyTree, *arguments: Any) -> jax.Array:
+    merged = _merged(layout, ratios, alpha, init, tuned)
+    leaves = [make(1.0) if callable(make) else make for make in merged.values()]
+    return objective(jax.tree.unflatten(jax.tree.structure(init), leaves), *arguments)
+
+  return jax.value_and_grad(evaluate)
 
 
 MODES = {"forward": forward, "reverse": reverse}
 
 
-def _merged(layout: Layout, ratios: Any, alpha: Any, init: PyTree, tuned: PyTree) -> PyTree:
-  """θ_0 + a·(θ - θ_0) in float32, cast once; plain, so that equal leaves of several passes are seen to be equal."""
+def _merged(layout: Layout, ratios: Any, alpha: Any, init: PyTree, tuned: PyTree) -> dict[str, Any]:
+  """By leaf a function from a factor of 1 to θ_0 + a·(θ - θ_0), cast once; θ_0's leaf where that stays."""
   _check_ratios(layout, ratios)
   check_same_trees(init, tuned, names=["init", "tuned"])
   by_part = {None: 0.0} | layout.coefficients([ratios[k] for k in range(len(layout.names))], alpha)
-  merged = []
-  leaves = zip(layout.parts.assignment, jax.tree.leaves(init), jax.tree.leaves(tuned), strict=True)
-  for (_, part), x, y in leaves:
-    if part is None or not is_floating(x):
-      merged.append(x)
-      continue
+
+  def make(one: Any, x: Any, y: Any, part: Assignment) -> jax.Array:
     wide = accumulator(x.dtype)
     if isinstance(part, tuple):
       ratio = jnp.stack([jnp.asarray(by_part[p], wide) for p in part])
     else:
       ratio = jnp.asarray(by_part[part], wide)
-    start = x.astype(wide)
-    merged.append((start + broadcast(ratio, x) * (y.astype(wide) - start)).astype(x.dtype))
-  return jax.tree.unflatten(jax.tree.structure(init), merged)
+    start, step = x.astype(wide), broadcast(ratio * jnp.asarray(one, wide), x)
+    return (start + step * (y.astype(wide) - start)).astype(x.dtype)
+
+  found: dict[str, Any] = {}
+  leaves = zip(layout.parts.assignment, jax.tree.leaves(init), jax.tree.leaves(tuned), strict=True)
+  for (name, part), x, y in leaves:
+    if part is None or not is_floating(x):
+      found[name] = x
+    else:
+      found[name] = functools.partial(make, x=x, y=y, part=part)
+  return found
 
 
-def _direction(
+def _directions(
   layout: Layout, name: str, init: Mapping[str, jax.Array], tuned: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
-  """δ_k by leaf: the leaves that lie in the part, as a whole or with some of their layers."""
+) -> dict[str, Any]:
+  """By leaf of a part: a function from a factor of 1 to δ_k, which covers the leaf or some of its layers."""
+
+  def make(one: Any, x: Any, y: Any, inside: np.ndarray) -> jax.Array:
+    wide = accumulator(x.dtype)
+    step = jnp.asarray(one, wide) * (y.astype(wide) - x.astype(wide))
+    return (step if inside.all() else jnp.where(broadcast(inside, x), step, 0.0)).astype(x.dtype)
+
   found = {}
   for leaf, part in layout.parts.assignment:
-    x, y = init[leaf], tuned[leaf]
     inside = np.array([p == name for p in part] if isinstance(part, tuple) else part == name)
-    if not inside.any() or not is_floating(x):
-      continue
-    wide = accumulator(x.dtype)
-    step = y.astype(wide) - x.astype(wide)
-    if not inside.all():
-      step = jnp.where(broadcast(inside, x), step, 0.0)
-    found[leaf] = step.astype(x.dtype)
+    if inside.any() and is_floating(init[leaf]):
+      found[leaf] = functools.partial(make, x=init[leaf], y=tuned[leaf], inside=inside)
+  return found
+
+
+def _late(makers: Mapping[str, Any], like: Mapping[str, jax.Array]) -> dict[str, Any]:
+  """Operands that are computed where a layer needs them; what needs no computing as it is."""
+  found = {}
+  for name, make in makers.items():
+    shape = jax.ShapeDtypeStruct(np.shape(like[name]), like[name].dtype)
+    found[name] = shared_work.Late(shape, make) if callable(make) else make
   return found
 
 
