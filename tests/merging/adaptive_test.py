@@ -173,9 +173,7 @@ def test_derivatives_in_closed_form(mode):
   np.testing.assert_allclose(slopes, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  ("num_parts", "stacked"), [(1, False), (3, False), (6, False), (1, True), (3, True)]
-)
+@pytest.mark.parametrize(("num_parts", "stacked"), [(1, False), (6, False), (3, True)])
 def test_forward_and_reverse_agree(num_parts, stacked):
   init, tuned = models(stacked=stacked)
   found = adaptive.layout(init, num_parts, embeddings="first", head="last", final_norm="init")
@@ -228,13 +226,12 @@ def test_weights_of_half_precision_keep_their_dtype():
   np.testing.assert_allclose(slopes, expected, rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_the_same_on_a_mesh(axes):
+def test_the_same_on_a_mesh():
   init, tuned = models()
   found = adaptive.layout(init, 3)
   evaluate = jax.jit(adaptive.forward(log_likelihood, found))
   expected = evaluate(jnp.array(RATIOS[3]), 0.4, init, tuned, TOKENS)
-  mesh = sharding.make_mesh(axes)
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   where = sharding.shardings(init, init, sharding.DECODER_RULES, mesh, uneven="replicate")
   placed = [sharding.put(x, where) for x in (init, tuned)]
   tokens = jax.device_put(TOKENS, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
@@ -244,6 +241,7 @@ def test_the_same_on_a_mesh(axes):
   np.testing.assert_allclose(slopes, expected[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder():
   """Numbers, memory and work of a real one, 2 layers in 2 parts."""
   model = LanguageModel(

@@ -78,6 +78,7 @@ def test_forward_reverse_and_any_number_of_rows_agree(forward):
   assert np.abs(slopes).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_same_on_a_mesh(forward):
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   where = sharding.shardings(REFERENCE, REFERENCE, sharding.DECODER_RULES, mesh, uneven="replicate")
