@@ -131,6 +131,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
   assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_the_ends_are_the_models(tmp_path, alpha):
   found = search(tmp_path, alpha=alpha, parts={})
@@ -138,6 +139,7 @@ def test_the_ends_are_the_models(tmp_path, alpha):
   jax.tree.map(np.testing.assert_array_equal, found.params, REFERENCE if alpha == 0 else TUNED)
 
 
+@pytest.mark.slow
 def test_one_part_is_vanilla_averaging(tmp_path):
   found = search(tmp_path, num_parts=1, parts={})
   assert found.ratios == {"part 1": np.float32(ALPHA)}
