@@ -7,13 +7,21 @@ import shutil
 import numpy as np
 import pytest
 
+from tests import real_scale_files
 from tests.conftest import REPOSITORY
-from tests.toys import OVERRIDES
+from tests.toys import OVERRIDES, REAL_SCALE
 from wam import pretrained
 from wam.checkpoints import records
 from wam.cli import main as cli
+from wam.recipes import alignment_tax
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.py"))
+# Never run as they are here; at toy size a minute or two each.
+LARGE = [
+  path
+  for path in CONFIGS
+  if OVERRIDES.get(str(path.relative_to(REPOSITORY / "configs"))) is REAL_SCALE
+]
 
 
 def test_every_shipped_config_has_a_toy_size():
@@ -24,16 +32,50 @@ def test_docstrings_give_the_command_and_what_to_expect():
   for path in CONFIGS:
     text = path.read_text().split('"""')[1]
     assert re.search(rf"wam run --config configs/{path.parent.name}/{path.name} --workdir", text)
-    assert "arXiv" in text and "CPU" in text and re.search(r"\d+ min", text), path
+    assert "arXiv" in text, path
+    if path in LARGE:  # compiled only: how much memory it takes
+      assert "TPU" in text and re.search(r"\d+\.\d of \d+ GiB", text), path
+    else:
+      assert "CPU" in text and re.search(r"\d+ min", text), path
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
+class _CheckedError(Exception):
+  """Raised where a run would begin to train."""
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("size", ["toy", "full"])
+def test_large_configs_pass_all_checks(path, size, tmp_path, monkeypatch):
+  """Keys, data, model directory and plans, up to where training would begin; "full": as shipped but for the rows."""
+  real_scale_files.write(tmp_path)
+  monkeypatch.setenv("WAM_DATA", str(tmp_path))
+
+  def begin(*args, **keywords):
+    raise _CheckedError
+
+  monkeypatch.setattr(alignment_tax, "open_workdir", begin)
+  shipped = [o for o in REAL_SCALE if ".prompts." in o or ".pairs." in o]
+  overrides = REAL_SCALE if size == "toy" else shipped
+  arguments = ["run", "--config", str(path), *overrides, "--workdir", str(tmp_path / "run")]
+  with pytest.raises(_CheckedError):
+    cli.main([*arguments, "--quiet"])
+
+
+@pytest.fixture(
+  scope="module",
+  params=[pytest.param(p, marks=[pytest.mark.slow] * (p in LARGE)) for p in CONFIGS],
+  ids=lambda path: path.stem,
+)
 def toy_run(request, tmp_path_factory):
   """(config path, workdir) of a run at toy size."""
   if request.param.stem == "tiny":
     return request.param, request.getfixturevalue("demo_directory") / "runs/demo"
   if request.param.stem == "stories":
     directory = request.getfixturevalue("data_dir")
+    request.getfixturevalue("monkeypatch_module").setenv("WAM_DATA", str(directory))
+  if request.param in LARGE:
+    directory = tmp_path_factory.mktemp("data")
+    real_scale_files.write(directory)
     request.getfixturevalue("monkeypatch_module").setenv("WAM_DATA", str(directory))
   workdir = tmp_path_factory.mktemp(request.param.stem) / "run"
   assert _run(request.param, workdir) == 0
@@ -60,7 +102,7 @@ def test_records_and_report(toy_run):
   families = {r["family"] for r in points}
   assert families == {"init", "early stopping", "model averaging", "part-wise"}
   assert {r["split"] for r in points} == {"validation", "test"}
-  judge = "reward_gold" if path.stem == "tiny" else "reward_control"
+  judge = {"tiny": "reward_gold", "stories": "reward_control"}.get(path.stem, "reward_proxy")
   for point in points:
     values = [point["reward_proxy"], point[judge], point["kl"], *point["scores"].values()]
     assert np.isfinite(values).all() and point["kl"] >= 0
@@ -74,7 +116,7 @@ def test_records_and_report(toy_run):
   assert {f["family"] for f in fronts} == families - {"init"}
   assert all(f["low"] <= f["high"] and f["x"] == judge for f in fronts)
   heldout = [r for r in found if r["kind"] == "heldout"]
-  assert len(heldout) == (1 if path.stem == "tiny" else 2)
+  assert len(heldout) == (2 if path.stem == "stories" else 1)
   assert (workdir / "report" / "index.html").stat().st_size > 10**6
   for name in ("front.png", "curves.png", "points.csv", "fronts.csv"):
     assert (workdir / "report" / name).stat().st_size > 0

@@ -57,4 +57,41 @@ STORIES = [
   "--config.evaluation.max_length=64",
 ]
 
-OVERRIDES = {"alignment_tax/tiny.py": TINY, "alignment_tax/stories.py": STORIES}
+# With the files of tests/real_scale_files.py; 8 devices in the tests, hence the eights. Along `data`: the many small
+# reductions of sharded leaves at the end of a run can lock up the collectives of virtual CPU devices.
+REAL_SCALE = [
+  "--config.mesh.data=8",
+  "--config.mesh.fsdp=1",
+  "--config.problem.pairs.train.split=train[:16]",
+  "--config.problem.pairs.validation.split=test[:8]",
+  "--config.problem.prompts.train.split=train[:16]",
+  "--config.problem.prompts.validation.split=test[:4]",
+  "--config.problem.prompts.test.split=test[4:8]",
+  "--config.sft.batch_size=16",
+  "--config.sft.length=32",
+  "--config.sft.logits_chunk=8",
+  "--config.sft.accumulate_steps=2",
+  "--config.reward_model.batch_size=8",
+  "--config.reward_model.length=32",
+  "--config.sampling.prompt_length=16",
+  "--config.sampling.max_new_tokens=4",
+  "--config.rsf.num_iterations=1",
+  "--config.rsf.prompts_per_iteration=16",
+  "--config.rsf.samples_per_prompt=2",
+  "--config.rsf.prompts_per_call=8",
+  "--config.rsf.batch_size=8",
+  "--config.rsf.epochs=1",
+  # A random model seldom ends its texts.
+  "--config.rsf.require_eos=False",
+  "--config.averaging.alphas=(0.5,)",
+  "--config.averaging.part_alphas=(0.5,)",
+  "--config.evaluation.batch_size=8",
+  "--config.evaluation.max_length=32",
+]
+
+OVERRIDES = {
+  "alignment_tax/tiny.py": TINY,
+  "alignment_tax/stories.py": STORIES,
+  "alignment_tax/openllama_3b.py": REAL_SCALE,
+  "alignment_tax/mistral_7b.py": REAL_SCALE,
+}
