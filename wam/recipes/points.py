@@ -118,8 +118,7 @@ def make_panel(
     if name not in names:
       raise unknown_name("task in evaluation.mean_of", name, names)
   count = len(rows["tokens"])
-  devices = sharding.batch_devices(run.mesh)
-  filled = np.concatenate([np.arange(count), np.zeros(-count % devices, np.int64)])
+  filled = sharding.filled_rows(count, run.mesh)
   return Panel(
     split=split,
     policy=policy,

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from wam import pretrained
@@ -333,19 +332,14 @@ def _reference_samples(
   prompt_length, settings = sampling_settings(**sampling)
   prompts = data.prompts["train"][:256]
   rows = encoding.prompt_rows(policy.tokenizer, prompts, length=prompt_length).arrays
+  filled = sharding.filled_rows(len(prompts), run.mesh)
+  tokens, mask = sharding.put_whole_batch((rows["tokens"][filled], rows["mask"][filled]), run.mesh)
+  key = rng.key(run.seed, "reference_samples")
   samples = sharding.fetch(
-    generate(
-      policy.model,
-      reference,
-      jnp.asarray(rows["tokens"]),
-      jnp.asarray(rows["mask"]),
-      rng.key(run.seed, "reference_samples"),
-      **settings,
-      **policy.ends,
-    )
+    generate(policy.model, reference, tokens, mask, key, **settings, **policy.ends)
   )
   names = ("prompt_tokens", "prompt_mask", "completions", "completion_mask")
-  return {name: np.asarray(getattr(samples, name)) for name in names}
+  return {name: np.asarray(getattr(samples, name))[: len(prompts)] for name in names}
 
 
 def _batches(rows: Mapping[str, np.ndarray], batch_size: int, run: Run, stage: str) -> Batches:

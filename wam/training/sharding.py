@@ -172,6 +172,11 @@ def batch_devices(mesh: Mesh) -> int:
   return _size(mesh, BATCH_AXES)
 
 
+def filled_rows(count: int, mesh: Mesh) -> np.ndarray:
+  """Row numbers 0 to count - 1, and the first again until the devices divide them: int64 [>= count]."""
+  return np.concatenate([np.arange(count), np.zeros(-count % batch_devices(mesh), np.int64)])
+
+
 def check_batch_size(size: int, mesh: Mesh) -> None:
   """Raises ConfigError unless the mesh's `data` and `fsdp` axes divide the batch."""
   parts = batch_devices(mesh)
