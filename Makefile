@@ -1,4 +1,4 @@
-# make demo        the reward-tax front of a small world, about six minutes on 2 CPU cores
+# make demo        the reward-tax front of a small world, about three minutes on 2 CPU cores
 # make test        lint, types and the default test suite
 # make parity      comparison with torch, transformers, mergekit and lm-evaluation-harness, in environments of their own
 # make browser     the report in a headless Chromium

@@ -2,6 +2,8 @@ r"""The reward-tax front of a real pre-trained model (Lin et al. 2024, arXiv 230
 
 wam run --config configs/alignment_tax/stories.py --workdir runs/stories
 
+With another algorithm: --config configs/alignment_tax/stories.py:ppo, :dpo or :reinforce (rsf is the default).
+
 The model is a Llama of 260 K parameters that tells children's stories; the reward is the polarity of its
 continuations, by a reward model trained on labelled sentences; the tax is measured on TinyStories, WikiText-2 and
 LAMBADA. The control reward comes from a second reward model, trained on other sentences.
@@ -21,8 +23,47 @@ HINT = (
   " labelled sentences of yours will do: change problem.* in the config"
 )
 
+# The model seldom ends a story within max_new_tokens: what is cut off is kept by every algorithm.
+ALGORITHMS = {
+  "rsf": {
+    "num_iterations": 12,
+    "prompts_per_iteration": 128,
+    "samples_per_prompt": 8,
+    "batch_size": 32,
+    "epochs": 2,
+    "require_eos": False,
+    "optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
+  },
+  "ppo": {
+    "num_iterations": 12,
+    "prompts_per_iteration": 256,
+    "samples_per_prompt": 2,
+    "batch_size": 64,
+    "epochs": 2,
+    "kl_coef": 0.05,
+    "optimizer": {"learning_rate": 3e-4, "schedule": "constant"},
+    "critic_optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
+  },
+  "reinforce": {
+    "num_iterations": 12,
+    "prompts_per_iteration": 128,
+    "samples_per_prompt": 4,
+    "batch_size": 64,
+    "kl_coef": 0.05,
+    "optimizer": {"learning_rate": 3e-4, "schedule": "constant"},
+  },
+  # The labelled sentences are no stories: pairs are drawn from the model, and the proxy reward says which is preferred.
+  "dpo": {
+    "pairs": {"num_prompts": 1024, "samples_per_prompt": 4, "require_eos": False},
+    "num_epochs": 3.0,
+    "batch_size": 32,
+    "beta": 0.1,
+    "optimizer": {"learning_rate": 3e-4, "schedule": "linear", "warmup_percent": 5},
+  },
+}
 
-def get_config():
+
+def get_config(algorithm="rsf"):
   config = ml_collections.ConfigDict()
   config.recipe = "alignment_tax"
   config.seed = 0
@@ -93,15 +134,7 @@ def get_config():
 
   config.sampling = {"prompt_length": 40, "max_new_tokens": 48, "temperature": 1.0}
 
-  config.rsf = ml_collections.ConfigDict()
-  config.rsf.num_iterations = 12
-  config.rsf.prompts_per_iteration = 128
-  config.rsf.samples_per_prompt = 8
-  config.rsf.batch_size = 32
-  config.rsf.epochs = 2
-  # The model seldom ends a story within max_new_tokens.
-  config.rsf.require_eos = False
-  config.rsf.optimizer = {"learning_rate": 1e-3, "schedule": "constant"}
+  config[algorithm] = ALGORITHMS[algorithm]
 
   config.averaging = ml_collections.ConfigDict()
   config.averaging.alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -7,13 +7,16 @@ best is taken choose on nothing: they compare whole fronts, or the mean over all
 Skills stand for the paper's suites: facts for common sense, passages for reading, translation for translation.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import scipy.stats
 
 from experiments.alignment_tax import measurements
 from experiments.alignment_tax.measurements import MEAN, REWARD, Comparison, Measured
+from wam.merging import ratios
 from wam.recipes import alignment_tax as recipe
 
 # By algorithm: its runs, one a seed.
@@ -133,7 +136,7 @@ def replay(runs: Runs) -> Finding:
 def input_part(runs: Runs) -> Finding:
   """TAX-5: the mean over the ratios that were measured, against θ."""
 
-  def gain(column: str) -> Callable[[Measured], float]:
+  def above(column: str) -> Callable[[Measured], float]:
     def quantity(run: Measured) -> float:
       rows = run.rows(
         lambda family, label, _: family == recipe.PARTWISE and label.startswith("input")
@@ -143,7 +146,7 @@ def input_part(runs: Runs) -> Finding:
     return quantity
 
   parts = {
-    f"{algorithm} {column}": compare(members, gain(column))
+    f"{algorithm} {column}": compare(members, above(column))
     for algorithm, members in runs.items()
     for column in (REWARD, MEAN)
   }
@@ -155,9 +158,7 @@ def patterns(runs: Runs) -> Finding:
 
   def above(run: Measured) -> float:
     rows = run.of(recipe.PATTERNS)
-    curve = [run.before, *run.of(recipe.AVERAGED)]
-    gains = [measurements.at_equal_reward(run, row, curve, MEAN) for row in rows]
-    return sum(gains) / len(gains)
+    return sum(gain(run, row) for row in rows) / len(rows)
 
   parts = {algorithm: compare(members, above) for algorithm, members in runs.items()}
   return finding(
@@ -181,14 +182,16 @@ def algorithms(runs: Runs) -> Finding:
   )
 
 
-def adaptive_gain(run: Measured, num_parts: int) -> float:
-  """Mean skill of the adaptive averages with K parts above the curve of equal ratios, at the same gold reward."""
-  rows = run.rows(
-    lambda family, label, _: family == recipe.ADAPTIVE and label.startswith(f"K = {num_parts},")
-  )
+def gain(run: Measured, row: int) -> float:
+  """Mean skill of a point above the curve of equal ratios, at the same gold reward."""
   curve = [run.before, *run.of(recipe.AVERAGED)]
-  gains = [measurements.at_equal_reward(run, row, curve, MEAN) for row in rows]
-  return sum(gains) / len(gains)
+  return measurements.at_equal_reward(run, row, curve, MEAN)
+
+
+def adaptive_gain(run: Measured, num_parts: int, family: str = recipe.ADAPTIVE) -> float:
+  """The mean gain of the adaptive averages with K parts."""
+  rows = run.rows(lambda name, label, _: name == family and label.startswith(f"K = {num_parts},"))
+  return sum(gain(run, row) for row in rows) / len(rows)
 
 
 def adaptive(runs: Runs) -> Finding:
@@ -212,6 +215,72 @@ def three_parts(runs: Runs) -> Finding:
     for other in (2, 6)
   }
   return finding(parts, "mean skill above the curve of equal ratios at the same gold reward")
+
+
+def objective(anchors: str | None) -> Callable[[Runs], Finding]:
+  """Whether an objective ranks the ratios of one mean as the front does."""
+
+  def agreement(run: Measured) -> float:
+    rows = run.of(recipe.GRID)
+    thought = [measurements.objective(run, row, anchors) for row in rows]
+    return float(scipy.stats.spearmanr(thought, [gain(run, row) for row in rows]).statistic)
+
+  def find(runs: Runs) -> Finding:
+    return finding(
+      {algorithm: compare(members, agreement) for algorithm, members in runs.items()},
+      "rank correlation, over a grid of ratios with mean 0.4, of the objective and the mean skill above the curve of"
+      " equal ratios at the same gold reward",
+    )
+
+  return find
+
+
+def anchored(runs: Runs) -> Finding:
+  """Whether ratios found with anchors are better than those found without."""
+  parts = {
+    f"{algorithm}, {anchors}": compare(
+      members,
+      lambda run, anchors=anchors: (
+        adaptive_gain(run, 3, f"{recipe.ADAPTIVE}, anchored by {anchors}") - adaptive_gain(run, 3)
+      ),
+    )
+    for algorithm, members in runs.items()
+    for anchors in ("samples", "corpus")
+  }
+  return finding(
+    parts, "mean skill at equal gold reward, ratios found with anchors minus without (K = 3)"
+  )
+
+
+def penalty_of_ppo(runs: Runs) -> Finding:
+  """TAX-8: the main run has the coefficient 0.05."""
+
+  def quantity(run: Measured) -> float:
+    reward = run.column(REWARD)
+    return float(reward[run.after] - reward[run.of("KL penalty")].max())
+
+  return finding(
+    {"difference": compare(runs["ppo"], quantity)},
+    "gold reward at the end with a KL coefficient of 0.05 minus the best with 0, 0.02, 0.1, 0.2 or 0.3",
+  )
+
+
+def printed_range(runs: Runs) -> Finding:
+  """AMA-5: arithmetic, no run."""
+  del runs
+  alpha, num_parts = 0.4, 3
+  # The ends of the range: sigmoids of 0 and 1.
+  extremes = [np.array(s) for s in itertools.product((-50.0, 50.0), repeat=num_parts)]
+  found = {}
+  for kind in ("printed", "coded"):
+    form = ratios.form(kind, num_parts, alpha, epsilon=1.0)
+    found[kind] = np.array([form.ratios(s) for s in extremes]) / alpha
+  listed = "; ".join(
+    f"{kind} {x.min():.2g}α to {x.max():.2g}α, mean {x.mean():.2g}α" for kind, x in found.items()
+  )
+  printed = found["printed"]
+  holds = np.allclose([printed.min(), printed.max()], [0.2, 0.5], atol=1e-4)
+  return Finding(f"range of the ratios: {listed}", "reproduced" if holds else "not reproduced")
 
 
 WITHOUT_DATA = (recipe.STOPPED, "L1", "L2", "distillation", "LoRA")
@@ -259,6 +328,12 @@ CLAIMS = (
     ("rsf",),
     patterns,
   ),
+  Claim(
+    "TAX-8",
+    "In PPO the KL coefficient 0.05 is the best; smaller ones collapse (appendix C).",
+    ("ppo",),
+    penalty_of_ppo,
+  ),
   Claim("TAX-9", "RSF has a better front than DPO (figure 14).", ("rsf", "dpo"), algorithms),
   Claim("AMA-1", "Adaptive averaging beats averaging (figures 9 and 15).", ONLINE, adaptive),
   Claim(
@@ -266,5 +341,35 @@ CLAIMS = (
     "K = 3 is the best of 3, 6 and 9 (figure 10); here of 2, 3 and 6.",
     ("rsf",),
     three_parts,
+  ),
+  Claim(
+    "AMA-5",
+    "Eq. 13 keeps the ratios between 0.2α and 0.5α for K = 3, ε = 1 (section 5; elsewhere their mean is α).",
+    (),
+    printed_range,
+  ),
+  Claim(
+    "AMA objective",
+    "Ratios that make completions of θ more likely (eq. 8) improve the front (section 5).",
+    ONLINE,
+    objective(None),
+  ),
+  Claim(
+    "AMA objective with completions of θ_0",
+    "Not in the paper: an objective that also counts what θ_0 would say improves the front.",
+    ONLINE,
+    objective("samples"),
+  ),
+  Claim(
+    "AMA objective with texts of pre-training",
+    "Not in the paper: an objective that also counts the likelihood of texts of pre-training improves the front.",
+    ONLINE,
+    objective("corpus"),
+  ),
+  Claim(
+    "AMA with anchors",
+    "Not in the paper: ratios found by those two objectives are better than those of eq. 8.",
+    ("rsf",),
+    anchored,
   ),
 )

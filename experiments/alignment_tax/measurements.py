@@ -3,8 +3,10 @@
 Every number here comes from the test split of records.jsonl; more is better in every column. Leaves out claims.
 """
 
+import csv
 import pathlib
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,8 @@ from wam.recipes import fronts
 
 REWARDS = ("reward_gold", "reward_control", "reward_proxy")
 REWARD, MEAN = "reward", "mean"
+# What log-likelihoods of the points of the grid are known of.
+TEXTS = ("examples", "samples", "corpus")
 
 
 class Measured(NamedTuple):
@@ -28,6 +32,7 @@ class Measured(NamedTuple):
     ratios: [P], the ratio of each part from input to output; empty where nothing is averaged.
     columns: "reward", the skills, "mean" (of the shares of the skills that are left).
     values: [P, C], more being better.
+    likelihoods: by ratios, the mean log-likelihoods of "examples" and of the anchors, where the run has a grid.
   """
 
   seed: int
@@ -36,6 +41,7 @@ class Measured(NamedTuple):
   ratios: list[tuple[float, ...]]
   columns: list[str]
   values: np.ndarray
+  likelihoods: Mapping[tuple[float, ...], Mapping[str, float]] = types.MappingProxyType({})
 
   def column(self, name: str) -> np.ndarray:
     """One column, [P]."""
@@ -78,9 +84,32 @@ def read(workdir: pathlib.Path, *, seed: int) -> Measured:
   }
   names = list(zip(table.families, table.labels, strict=True))
   columns = [REWARD, *table.skills, MEAN]
+  likelihoods = {_key(r["ratios"]): r["likelihood"] for r in every if r["kind"] == "objective"}
   return Measured(
-    seed, table.families, table.labels, [ratios[name] for name in names], columns, values
+    seed, table.families, table.labels, [ratios[n] for n in names], columns, values, likelihoods
   )
+
+
+def write(runs: Mapping[str, Sequence[Measured]], path: pathlib.Path) -> None:
+  """All points of runs by algorithm, as a table; likelihoods where there are any."""
+  with path.open("w", newline="", encoding="utf-8") as file:
+    table = csv.writer(file)
+    columns = next(iter(runs.values()))[0].columns
+    table.writerow(["algorithm", "seed", "family", "label", "ratios", *columns, *TEXTS])
+    for algorithm, members in runs.items():
+      for run in members:
+        points = zip(run.families, run.labels, run.ratios, run.values, strict=True)
+        for family, label, ratios, values in points:
+          likelihood = run.likelihoods.get(_key(ratios), {})
+          numbers = [*values, *(likelihood.get(name, np.nan) for name in TEXTS)]
+          shown = ["" if np.isnan(x) else f"{x:.5g}" for x in numbers]
+          ratio = "|".join(f"{x:.3g}" for x in ratios)
+          table.writerow([algorithm, run.seed, family, label, ratio, *shown])
+
+
+def _key(ratios: Sequence[float]) -> tuple[float, ...]:
+  """Ratios to look a point up by."""
+  return tuple(round(ratio, 6) for ratio in ratios)
 
 
 def hypervolume(run: Measured, rows: Sequence[int], column: str) -> float:
@@ -103,6 +132,20 @@ def at_equal_reward(run: Measured, row: int, curve: Sequence[int], column: str) 
   reward, score = run.column(REWARD), run.column(column)
   order = sorted(curve, key=lambda i: (reward[i], score[i]))
   return float(score[row] - np.interp(reward[row], reward[order], score[order]))
+
+
+def objective(run: Measured, row: int, anchors: str | None) -> float:
+  """What a search for ratios thinks of a point of the grid: eq. 8, or with anchors the balanced objective.
+
+  See `wam.algorithms.adaptive_averaging.run`.
+  """
+  at, num_parts = run.likelihoods, len(run.ratios[row])
+  first, last = (at[(end,) * num_parts] for end in (0.0, 1.0))
+  point = at[_key(run.ratios[row])]
+  if anchors is None:
+    return point["examples"]
+  gained = (point["examples"] - first["examples"]) / (last["examples"] - first["examples"])
+  return gained + (point[anchors] - last[anchors]) / (first[anchors] - last[anchors])
 
 
 class Comparison(NamedTuple):

@@ -5,9 +5,9 @@ import pathlib
 import platform
 from collections.abc import Sequence
 
-from experiments import ledger
-from experiments.alignment_tax import claims, measurements, runs
+from experiments.alignment_tax import claims, figure, measurements, runs
 from wam.recipes import alignment_tax
+from wam.report import ledgers
 
 HERE = pathlib.Path(__file__).resolve().parent
 COMMAND = "python -m experiments.alignment_tax"
@@ -22,14 +22,22 @@ def main(arguments: Sequence[str]) -> int:
   parser.add_argument(
     "--hardware", default=f"{platform.machine()} CPU", help="what to write into the ledger"
   )
+  parser.add_argument(
+    "--train-only", action="store_true", help="judge nothing: the runs are shared among processes"
+  )
   options = parser.parse_args(arguments)
   measured = {
     algorithm: [train(algorithm, seed, options.workdirs) for seed in options.seeds]
     for algorithm in options.algorithms
   }
+  if options.train_only:
+    return 0
   entries = judge(measured, hardware=options.hardware)
-  ledger.update(HERE, entries)
-  print(ledger.table(entries))
+  ledgers.update(HERE, entries)
+  (HERE / "results").mkdir(exist_ok=True)
+  measurements.write(measured, HERE / "results" / "points.csv")
+  figure.draw(measured, HERE / "results" / "fronts.png")
+  print(ledgers.table(entries))
   return 0
 
 
@@ -40,7 +48,7 @@ def train(algorithm: str, seed: int, workdirs: pathlib.Path) -> measurements.Mea
   return measurements.read(workdir, seed=seed)
 
 
-def judge(measured: claims.Runs, *, hardware: str) -> list[ledger.Entry]:
+def judge(measured: claims.Runs, *, hardware: str) -> list[ledgers.Entry]:
   """The entries of all claims whose runs are there.
 
   Args:
@@ -54,14 +62,14 @@ def judge(measured: claims.Runs, *, hardware: str) -> list[ledger.Entry]:
     needed = {name: measured[name] for name in claim.algorithms}
     found = claim.find(needed)
     entries.append(
-      ledger.Entry(
+      ledgers.Entry(
         claim=claim.name,
         paper=claim.paper,
         measured=found.measured,
         verdict=found.verdict,
         command=COMMAND,
         hardware=hardware,
-        seeds=tuple(run.seed for run in needed[claim.algorithms[0]]),
+        seeds=tuple(run.seed for name in claim.algorithms[:1] for run in needed[name]),
       )
     )
   return entries

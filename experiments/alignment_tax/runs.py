@@ -30,7 +30,8 @@ STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
   "replay": {f"{p:g}": {"replay": {"proportion": p}} for p in (0.25, 0.5, 1.0, 2.0, 4.0)},
   "none": {"none": {}},
 }
-KL_COEFS = (0.02, 0.1, 0.2, 0.5)
+# Beside the main run's 0.05.
+KL_COEFS = (0.0, 0.02, 0.1, 0.2, 0.3)
 
 
 def config(algorithm: str, seed: int) -> dict[str, Any]:
@@ -45,10 +46,12 @@ def config(algorithm: str, seed: int) -> dict[str, Any]:
   made["problem"]["seed"] = seed
   made["averaging"]["patterns"] = [[0.0, 0.0, -0.1], [0.0, -0.1, -0.1]]
   made["adaptive"] = {
-    "alphas": [0.2, 0.3, 0.4, 0.5, 0.6],
-    "num_parts": [2, 3, 6] if algorithm == "rsf" else [3],
-    "examples": {"num_prompts": 1024, "samples_per_prompt": 4, "pool": 2000, "size": 800},
-    "num_starts": 3,
+    "alphas": [0.2, 0.4, 0.6],
+    "num_parts": [3, 2, 6] if algorithm == "rsf" else [3],
+    "anchors": ["none", "samples", "corpus"] if algorithm == "rsf" else ["none"],
+    "grid": {"alpha": 0.4, "step": 0.2},
+    "examples": {"num_prompts": 1024, "samples_per_prompt": 4, "pool": 1000, "size": 400},
+    "num_starts": 2,
     "rows_per_call": 200,
   }
   if algorithm == "rsf":

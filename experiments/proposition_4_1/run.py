@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from experiments import ledger
 from experiments.proposition_4_1 import counts, figure, limits, verdicts
 from wam.core import rng
+from wam.report import ledgers
 
 HERE = pathlib.Path(__file__).resolve().parent
 LEVEL = 0.95
@@ -73,11 +73,11 @@ def main(arguments: Sequence[str]) -> int:
   given = parser.parse_args(arguments)
   settings = Settings(num_draws=given.draws, seeds=tuple(range(given.seeds)))
   found = run(settings, given.directory, command="python -m experiments.proposition_4_1")
-  print(ledger.table(found))
+  print(ledgers.table(found))
   return 0
 
 
-def run(settings: Settings, directory: pathlib.Path, *, command: str) -> list[ledger.Entry]:
+def run(settings: Settings, directory: pathlib.Path, *, command: str) -> list[ledgers.Entry]:
   """Computes everything; writes results/summary.json, results/tables.md, results/curves.png and ledger.json."""
   began = time.monotonic()
   results = directory / "results"
@@ -96,7 +96,7 @@ def run(settings: Settings, directory: pathlib.Path, *, command: str) -> list[le
   (results / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
   (results / "tables.md").write_text(verdicts.tables(summary) + "\n")
   figure.draw(summary, results / "curves.png")
-  ledger.write(directory / ledger.FILE_NAME, entries)
+  ledgers.write(directory / ledgers.FILE_NAME, entries)
   return entries
 
 

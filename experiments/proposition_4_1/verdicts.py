@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.ledger import Entry
+from wam.report.ledgers import Entry
 
 # A formula for n -> infinity is said to hold when it is this close to the simulation with the most features, beyond the
 # interval: the bias of the limit itself is larger with fewer (see the table).

@@ -1,19 +1,23 @@
 """The claims on made-up points, of which it is known whether they hold."""
 
+import csv
+
 import numpy as np
 import pytest
 
-from experiments.alignment_tax import claims, measurements, run, runs
+from experiments.alignment_tax import claims, figure, measurements, run, runs
 from experiments.alignment_tax.measurements import Measured
-from wam.algorithms import adaptive_averaging
 from wam.core import sections
 from wam.recipes import adaptive, alignment_tax, tuning
 
 COLUMNS = ["reward", "facts", "passages", "translation", "mean"]
 
 
-def made_up(seed, *, bend=0.3, rivals=0.0, inside=0.2):
-  """A run whose average keeps `bend` more skill than the straight line, and rivals `rivals` more."""
+def made_up(seed, *, bend=0.3, rivals=0.0, inside=0.2, agrees=0.1):
+  """A run whose average keeps `bend` more skill than the straight line, and rivals `rivals` more.
+
+  Likelihood rises along its grid, and skill with it by `agrees`.
+  """
   draw = np.random.default_rng(seed)
   rows = []
 
@@ -39,8 +43,22 @@ def made_up(seed, *, bend=0.3, rivals=0.0, inside=0.2):
   for family in ("L1", "L2", "distillation", "LoRA", "replay", "KL penalty"):
     for x in (0.25, 0.5, 0.75):
       add(family, f"{x}", (), x, path(x, rivals))
+  for anchors, more in (("samples", 0.2), ("corpus", 0.3)):
+    add(
+      f"adaptive, anchored by {anchors}", "K = 3, α = 0.5", (0.5,) * 3, 0.5, path(0.5, bend) + more
+    )
+  likelihoods = {
+    (0.0,) * 3: {"examples": 0.0, "samples": 1.0, "corpus": 1.0},
+    (1.0,) * 3: {"examples": 1.0, "samples": 0.0, "corpus": 0.0},
+  }
+  for x in (0.1, 0.2, 0.3, 0.4):
+    point = (x, 0.4, round(0.8 - x, 6))
+    add("ratio grid", f"{x}", point, 0.5, path(0.5, bend) + x * agrees)
+    likelihoods[point] = {"examples": x, "samples": 1 - x / 2, "corpus": 1 - x / 2}
   families, labels, ratios, values = zip(*rows, strict=True)
-  return Measured(seed, list(families), list(labels), list(ratios), COLUMNS, np.array(values))
+  return Measured(
+    seed, list(families), list(labels), list(ratios), COLUMNS, np.array(values), likelihoods
+  )
 
 
 def judged(**keywords):
@@ -59,9 +77,35 @@ def test_claims_that_hold():
   assert len(found) == len(claims.CLAIMS) - 3
 
 
+def test_objectives_that_point_the_wrong_way():
+  found = judged(agrees=-0.1)
+  assert {v for name, v in found.items() if name.startswith("AMA objective")} == {"not reproduced"}
+
+
+def test_the_balanced_objective_counts_both_shares():
+  run_ = made_up(0)
+  row = run_.labels.index("0.2")
+  assert measurements.objective(run_, row, None) == pytest.approx(0.2)
+  assert measurements.objective(run_, row, "corpus") == pytest.approx(0.2 + 0.9)
+
+
 def test_claims_that_do_not_hold():
   found = judged(bend=0.0, rivals=0.3, inside=-0.2)
   assert {found[name] for name in ("TAX-2", "TAX-3", "TAX-4", "TAX-5")} == {"not reproduced"}
+
+
+def test_points_and_figure_are_written(tmp_path):
+  some = {name: [made_up(s) for s in range(2)] for name in ("rsf", "ppo")}
+  measurements.write(some, tmp_path / "points.csv")
+  with (tmp_path / "points.csv").open(newline="", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 4 * len(made_up(0).labels)
+  row = next(row for row in rows if row["family"] == "ratio grid" and row["label"] == "0.2")
+  assert row["ratios"] == "0.2|0.4|0.6"
+  assert float(row["examples"]) == 0.2 and float(row["corpus"]) == 0.9
+  assert [row["examples"] for row in rows if row["family"] == "L1"] == [""] * 12
+  figure.draw(some, tmp_path / "fronts.png")
+  assert (tmp_path / "fronts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_noise_is_inconclusive():
@@ -85,8 +129,9 @@ def test_curves_go_straight_from_point_to_point():
 
 
 def test_claims_need_their_runs():
-  found = run.judge({"dpo": [made_up(0), made_up(1)]}, hardware="none")
-  assert found == []
+  found = run.judge({"ppo": [made_up(0), made_up(1)]}, hardware="none")
+  assert [entry.claim for entry in found] == ["TAX-4", "TAX-8", "AMA-5"]
+  assert [entry.seeds for entry in found] == [(0, 1), (0, 1), ()]
 
 
 @pytest.mark.parametrize("algorithm", runs.ALGORITHMS)
@@ -96,13 +141,13 @@ def test_configs_are_the_recipe_s(algorithm):
   config.pop("recipe")
   given = ("workdir", "command", "config", "show")
   sections.check(alignment_tax.alignment_tax, config, "config", given=given)
-  searches, _, settings = adaptive.read(**config["adaptive"])
-  for search in searches:
-    adaptive_averaging.Settings(**search._asdict(), **settings)
+  found = adaptive.read(config["adaptive"])
+  assert len(found.searches) == {"rsf": 15, "ppo": 3, "dpo": 3}[algorithm]
+  assert len(found.grid) == 25
   plans = tuning.plans(
     algorithms={algorithm: config[algorithm]},
     mitigation=None,
     comparisons=config.get("comparisons"),
   )
-  assert len(plans) == {"rsf": 27, "ppo": 5, "dpo": 1}[algorithm]
+  assert len(plans) == {"rsf": 27, "ppo": 6, "dpo": 1}[algorithm]
   assert config["problem"]["seed"] == config["seed"] == 1

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments import ledger
 from experiments.proposition_4_1 import counts, limits, run
 from wam.core.errors import ConfigError, UnknownName
+from wam.report import ledgers
 
 CASES = [(10, 0.8, 0), (3, 0.5, 0), (2, 0.3, 0), (4, 0.9, 4)]
 
@@ -230,7 +230,7 @@ def test_experiment_at_toy_size(tmp_path):
     num_draws=4000,
   )
   entries = run.run(settings, tmp_path, command="test")
-  assert ledger.read(tmp_path) == entries
+  assert ledgers.read(tmp_path) == entries
   assert {entry.seeds for entry in entries} == {(0, 1, 2)}
   verdicts = {entry.claim: entry.verdict for entry in entries}
   assert verdicts["TAX-7 formula, prediction ensembling"] == "reproduced"

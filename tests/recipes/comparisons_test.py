@@ -40,7 +40,9 @@ def config(**changes):
     "evaluation": {"num_seeds": 1},
     "adaptive": {
       "alphas": (0.4,),
-      "num_parts": (1, 3),
+      "num_parts": (3, 1),
+      "anchors": ("none", "samples", "corpus"),
+      "grid": {"alpha": 0.5, "step": 0.5},
       "examples": {"num_prompts": 16, "pool": 12, "size": 8, "require_eos": False},
     },
     "comparisons": {
@@ -138,8 +140,26 @@ def test_families_have_fronts(measured):
     "model averaging",
     "part-wise",
     "adaptive",
+    "adaptive, anchored by samples",
+    "adaptive, anchored by corpus",
+    "ratio grid",
     *config()["comparisons"],
   }
+
+
+@pytest.mark.slow
+def test_the_grid_is_measured_and_judged(measured):
+  every = records.read(measured / records.FILE_NAME)
+  on_grid = [
+    r["coefficients"] for (family, _), r in points(measured).items() if family == "ratio grid"
+  ]
+  judged = [r for r in every if r["kind"] == "objective"]
+  assert [r["ratios"] for r in judged[:2]] == [[0.0] * 3, [1.0] * 3]
+  assert [list(point.values()) for point in on_grid] == [r["ratios"] for r in judged[2:]]
+  assert [0.5, 0.5, 0.5] in [r["ratios"] for r in judged]
+  for record in judged:
+    assert set(record["likelihood"]) == {"examples", "samples", "corpus"}
+    assert all(np.isfinite(x) and x < 0 for x in record["likelihood"].values())
 
 
 @pytest.mark.parametrize(

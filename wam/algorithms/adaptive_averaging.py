@@ -1,13 +1,14 @@
 """Adaptive Model Averaging: between the weights before and after RLHF, a ratio for every part of the network.
 
 Lin et al. 2024 (arXiv 2309.06256), section 5 and appendix C.5. The mean of the ratios is given; the ratios maximise the
-likelihood of completions of the RLHF policy (eq. 8, `run`), or the reward itself (eq. 6, `run_on_reward`). K numbers
-are searched for, so the gradient is K derivatives in forward mode: see wam/merging/adaptive.py.
-Leaves out where the two models come from, and what the average is worth (evaluation).
+likelihood of completions of the RLHF policy (eq. 8, `run`), or the reward itself (eq. 6, `run_on_reward`). Nothing in
+either objective speaks of the tax: they choose where in the network to stay near θ, given how near. With anchors, texts
+that θ_0 makes likely, `run` weighs both. K numbers are searched for, so the gradient is K derivatives in forward mode:
+see wam/merging/adaptive.py. Leaves out where the two models come from, and what the average is worth (evaluation).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from wam.models.decoder import LanguageModel
 from wam.rewards import top_rewards
 from wam.rewards.scorers import RolloutScorer, check_rewards
 from wam.training import sharding
-from wam.training.between import Weighted
+from wam.training.between import Between, Weighted
 from wam.training.ratio_run import Averaged, Averaging, Search
 from wam.training.workdir import Run
 
@@ -44,6 +45,7 @@ class Settings(Averaging):
     epochs: of gradient steps over the examples.
     average: of the log-likelihood: over "sequences" (eq. 8), or "tokens", as a language-model loss does.
     temperature: of the policy.
+    anchor_weight: of the anchors, where they are given.
   """
 
   num_starts: int = 1
@@ -51,12 +53,13 @@ class Settings(Averaging):
   epochs: int = 1
   average: str = "sequences"
   temperature: float = 1.0
+  anchor_weight: float = 1.0
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.average not in AVERAGES:
       raise unknown_name("average", self.average, AVERAGES)
-    for name in ("num_starts", "batch_size", "epochs", "temperature"):
+    for name in ("num_starts", "batch_size", "epochs", "temperature", "anchor_weight"):
       value = getattr(self, name)
       if value is not None and not value > 0:
         raise ConfigError(f"{name}: expected a number above 0, found {value}")
@@ -162,10 +165,15 @@ def run(
   examples: Rollout,
   *,
   run: Run,
+  anchors: Weighted | None = None,
   stage: str = "adaptive averaging",
   **settings: Any,
 ) -> Averaged:
   """The ratios of a given mean that make completions most likely (eq. 8), and the average with them.
+
+  With L(a) the mean log-likelihood of the examples and A(a) of the anchors, the objective is L(a), and with anchors
+  L(a) / (L(1) - L(0)) + anchor_weight · A(a) / (A(0) - A(1)): but for a constant, the share that the average has of
+  what RLHF gained, and of what it lost. This second objective is ours, not the paper's.
 
   A search that was killed goes on from its last gradient step; the exact solver begins again, with the same numbers.
 
@@ -175,11 +183,14 @@ def run(
     tuned: θ, after it; not consumed.
     examples: D_θ, such as `distillation_set`.
     run: the open workdir.
+    anchors: texts that θ_0 makes more likely than θ, their tokens with weight 1: its own completions
+      (`counted(rollout)`), or what it was trained on. None: the paper's objective.
     stage: names the stage.
     **settings: the fields of `Settings`.
 
   Raises:
-    ConfigError: if settings contradict each other. BadData: if there are no examples.
+    ConfigError: if settings contradict each other. BadData: if there are no examples, or with anchors if θ does not
+      make the examples likelier than θ_0 does, or θ_0 the anchors than θ.
     NonFinite: if a log-likelihood is not finite. Interrupted, CannotWrite: as `loop.fit`.
   """
   config = Settings(**settings)
@@ -190,26 +201,41 @@ def run(
     search = Search(model, reference, tuned, config, config.temperature, run=run, stage=stage)
     if search.done:
       return search.result()
-    between, everything = search.between, np.arange(count)
-    size = min(config.batch_size or count, count)
-    per_epoch = -(-count // size)
+    between = search.between
+    texts = [counted(examples)] + ([] if anchors is None else [anchors])
+    scales = [1.0] if anchors is None else _shares(between, texts, config, stage)
+    sizes = [min(config.batch_size or len(each.tokens), len(each.tokens)) for each in texts]
+    per_epoch = -(-count // sizes[0])
+
+    def rows(number: int, step: int) -> np.ndarray:
+      """Of one of the texts, those of a step; later epochs have other orders."""
+      total, size = len(texts[number].tokens), sizes[number]
+      if size == total:
+        return np.arange(total)
+      epoch, part = divmod(step, -(-total // size))
+      stream = f"{stage}/shuffle/{number}/{epoch}" if number else f"{stage}/shuffle/{epoch}"
+      order = rng.generator(run.seed, stream).permutation(total)
+      return order[part * size : (part + 1) * size]
 
     def objective(a: np.ndarray, step: int) -> tuple[float, np.ndarray]:
-      epoch, part = divmod(step, per_epoch)
-      rows = everything
-      if size < count:
-        order = rng.generator(run.seed, f"{stage}/shuffle/{epoch}").permutation(count)
-        rows = order[part * size : (part + 1) * size]
-      return between.gradient(a, config.alpha, weigh(examples, rows, average=config.average))
+      value, slopes = 0.0, np.zeros(config.num_parts)
+      for number, (each, scale) in enumerate(zip(texts, scales, strict=True)):
+        chosen = mean_of(each, rows(number, step), average=config.average)
+        part, slope = between.gradient(a, config.alpha, chosen)
+        value, slopes = value + scale * part, slopes + scale * slope
+      return value, slopes
 
     if config.optimizer is None:
       a, steps = search.solve(objective, num_starts=config.num_starts)
     else:
       steps = config.epochs * per_epoch
       a = search.climb(objective, config.optimizer, num_steps=steps)
-    whole = weigh(examples, everything, average=config.average)
     found, uniform = (
-      between.log_likelihood(x, config.alpha, whole) for x in (a, search.equal_ratios)
+      sum(
+        scale * between.log_likelihood(x, config.alpha, mean_of(each, average=config.average))
+        for each, scale in zip(texts, scales, strict=True)
+      )
+      for x in (a, search.equal_ratios)
     )
     return search.finish(a, objective=found, uniform=uniform, evaluations=steps)
 
@@ -280,13 +306,39 @@ def run_on_reward(
     )
 
 
-def weigh(examples: Rollout, rows: np.ndarray, *, average: str = "sequences") -> Weighted:
-  """The mean log-likelihood of these rows of a rollout, over "sequences" or "tokens", as weights of its tokens."""
-  chosen = top_rewards.take(examples, rows)
-  kept = chosen.completion_mask.astype(np.float32)
-  return Weighted(
-    chosen.tokens, chosen.mask, kept / (len(rows) if average == "sequences" else max(kept.sum(), 1))
-  )
+def counted(examples: Rollout) -> Weighted:
+  """The completions of a rollout, each of their tokens with weight 1."""
+  return Weighted(examples.tokens, examples.mask, examples.completion_mask.astype(np.float32))
+
+
+def mean_of(
+  texts: Weighted, rows: np.ndarray | None = None, *, average: str = "sequences"
+) -> Weighted:
+  """These rows (default: all) of texts, whose tokens have weight 1, for the mean over "sequences" or "tokens"."""
+  chosen = texts if rows is None else top_rewards.take(texts, rows)
+  total = len(chosen.tokens) if average == "sequences" else max(float(chosen.weights.sum()), 1.0)
+  return chosen._replace(weights=chosen.weights / np.float32(total))
+
+
+def _shares(
+  between: Between, texts: Sequence[Weighted], config: Settings, stage: str
+) -> list[float]:
+  """What the mean log-likelihoods of examples and anchors are multiplied with, so that both run over one unit."""
+  ends = [
+    [
+      between.log_likelihood([end] * config.num_parts, end, mean_of(each, average=config.average))
+      for end in (0.0, 1.0)
+    ]
+    for each in texts
+  ]
+  gained, lost = ends[0][1] - ends[0][0], ends[1][0] - ends[1][1]
+  if not (gained > 0 and lost > 0):
+    raise BadData(
+      f"{stage}: expected θ to make the examples likelier than θ_0 does, and θ_0 the anchors; found mean"
+      f" log-likelihoods by θ and θ_0 of {ends[0][1]:.4g} and {ends[0][0]:.4g} for the examples, of {ends[1][1]:.4g}"
+      f" and {ends[1][0]:.4g} for the anchors"
+    )
+  return [1 / gained, config.anchor_weight / lost]
 
 
 def weigh_by_reward(

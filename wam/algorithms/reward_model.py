@@ -158,7 +158,10 @@ def evaluate(
   count = len(pairs["chosen"])
   if not count:
     raise BadData("no pairs to evaluate the reward model on; the held-out set is empty")
-  place = None if run is None else lambda arrays: sharding.put_batch(arrays, run.mesh)
+
+  def place(batch: PyTree) -> PyTree:
+    return batch if run is None else sharding.put_whole_batch(batch, run.mesh)
+
   both = scorers.score_tokens(
     model,
     params,
@@ -167,6 +170,7 @@ def evaluate(
     chunk=chunk,
     dtype=dtype,
     place=place,
+    fetch=sharding.fetch,
   )
   chosen, rejected = both[:count], both[count:]
   return {

@@ -103,5 +103,12 @@ def unstack(tree: PyTree) -> list[PyTree]:
 def non_finite(tree: PyTree) -> list[str]:
   """Names of the floating-point leaves that hold NaN or infinity."""
   flat = {n: x for n, x in flatten(tree).items() if jnp.issubdtype(x.dtype, jnp.floating)}
-  finite = jax.device_get({n: jnp.isfinite(x).all() for n, x in flat.items()})
-  return [n for n, ok in finite.items() if not ok]
+  finite = jax.device_get(_all_finite(flat))
+  # In the order of the tree: what comes out of a program has its keys sorted.
+  return [n for n in flat if not finite[n]]
+
+
+@jax.jit
+def _all_finite(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """One program: dispatched leaf by leaf, the collectives of sharded leaves could meet out of order."""
+  return {n: jnp.isfinite(x).all() for n, x in flat.items()}

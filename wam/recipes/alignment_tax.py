@@ -10,6 +10,7 @@ with. The models before and after RLHF and the average that a rule selects on th
 split are left as Hugging Face directories in `models/`.
 """
 
+import functools
 import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
-PATTERNS, ADAPTIVE = "patterns", "adaptive"
+PATTERNS, ADAPTIVE, GRID = "patterns", adaptive_averages.FAMILY, adaptive_averages.GRID
 AFTER = "α = 1"
 
 
@@ -38,12 +39,12 @@ class Candidate(NamedTuple):
     int | None
   )  # of the main run of RLHF; None: averaged with `coefficients`, or the end of `plan`
   plan: tuning.Plan | None = None  # another run
-  search: adaptive_averages.Search | None = None  # the average that it found
+  average: adaptive_averages.Average | None = None  # by ratios that the section "adaptive" brought
 
   @property
   def identity(self) -> Hashable:
     """Equal for two names of one model."""
-    other = self.plan or self.search
+    other = self.plan or self.average
     if other is not None:
       return other.stage
     return tuple(self.coefficients.items()) if self.iteration is None else self.iteration
@@ -107,7 +108,8 @@ def alignment_tax(
   policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
   tuning.check(plans, policy, data, sampling)
   models = candidates(params=policy.params, plans=plans, **averaging)
-  searches = [] if adaptive is None else adaptive_averages.check(adaptive, policy.params)
+  if adaptive is not None:
+    ratios = adaptive_averages.check(adaptive, policy.params, has_corpus=bool(data.corpus))
   devices = sharding.make_mesh(mesh)
   open_workdir(workdir, config=config, command=command)
   with sections.call(
@@ -132,13 +134,11 @@ def alignment_tax(
     tuned, *_ = [tuning.train(plan, setting) for plan in plans]
 
     # ratios by part
-    averages: dict[adaptive_averages.Search, Any] = {}
     if adaptive is not None:
-      examples = adaptive_averages.draw(adaptive, tuned, setting)
-      for search in searches:
-        found = adaptive_averages.find(search, adaptive, examples, tuned, setting)
-        averages[search] = found
-        models.append(Candidate(ADAPTIVE, search.label, found.ratios, None, search=search))
+      models += [
+        Candidate(found.family, found.label, found.ratios, None, average=found)
+        for found in adaptive_averages.averages(ratios, tuned, setting)
+      ]
 
     # what it bought and what it cost
     panels = [
@@ -156,15 +156,10 @@ def alignment_tax(
     ]
     points.describe(panels[-1], current)
 
-    def make(model: Candidate) -> Params:
-      if model.search is not None:
-        return averages[model.search].params
-      return weights(model, tuned, setting)
-
+    make = functools.partial(weights, tuned=tuned, setting=setting)
     points.measure(models, panels, current, weights=make)
-    more = [n for n in (PATTERNS, ADAPTIVE) if any(model.family == n for model in models)]
-    compared = list(dict.fromkeys(plan.family for plan in plans[1:]))
-    fronts.write(current, families=(STOPPED, AVERAGED, PARTWISE, *more, *compared), anchor=INIT)
+    families = dict.fromkeys([STOPPED, AVERAGED, PARTWISE, *(model.family for model in models)])
+    fronts.write(current, families=[f for f in families if f != INIT], anchor=INIT)
     best = fronts.select(current, families=(AVERAGED, PARTWISE), before=INIT, after=AFTER)
     named = {"before": models[0].label, "after": AFTER, "selected": best}
     for name, label in named.items():
@@ -236,7 +231,7 @@ def _patterned(alpha: float, pattern: Sequence[float], names: Sequence[str]) -> 
   return Candidate(PATTERNS, label, dict(zip(names, ratios, strict=True)), None)
 
 
-def weights(candidate: Candidate, tuned: Params, setting: tuning.Setting) -> Params:
+def weights(candidate: Candidate, *, tuned: Params, setting: tuning.Setting) -> Params:
   """The weights of a candidate; `tuned` are those after the main run."""
   if candidate.iteration == 0:
     return setting.reference
@@ -244,6 +239,8 @@ def weights(candidate: Candidate, tuned: Params, setting: tuning.Setting) -> Par
     return tuning.load(setting.main, setting, candidate.iteration)
   if candidate.plan is not None:
     return tuning.load(candidate.plan, setting)
+  if candidate.average is not None:
+    return candidate.average.make()
   groups = _groups(tuned, len(candidate.coefficients))
   return lerp(setting.reference, tuned, parts.coefficients(groups, candidate.coefficients))
 

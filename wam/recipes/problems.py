@@ -14,6 +14,7 @@ from wam.data import prompts as prompt_data
 from wam.data.examples import Example, Pair
 from wam.data.tokenizers import Tokenizer, word_tokenizer
 from wam.data.world import World, gold_reward
+from wam.evaluation import suites
 from wam.evaluation.tasks import AnswerTask, ChoiceTask, LastWordTask, Task, TextTask
 from wam.rewards.scorers import Scorer
 
@@ -123,7 +124,9 @@ def file_problem(
     data_dir: where relative paths start; default the environment variable WAM_DATA.
     pairs: {"train": spec, "validation": spec} of `preferences.load_pairs`, for the proxy reward model.
     prompts: {"train": spec, "validation": spec, "test": spec} of `prompts.load_prompts`.
-    tasks: by name: {"kind": ..., "validation": spec, "test": spec, "options": {...}}.
+    tasks: by name: {"kind": ..., "validation": spec, "test": spec, "options": {...}}, the kind one of TASKS; or, with
+      the kind "suite", a benchmark of `evaluation.suites` with its data and prompts: specs and options are keys of
+      `suites.load`, and the option "suite" names it where the task has another name.
     control_pairs: as `pairs`, for the judge; best from other rows than `pairs`.
     demonstrations: a spec of `prompts.load_examples`, to fine-tune on first.
     corpus: a spec of `text.load_texts`, to pre-train on first.
@@ -158,22 +161,29 @@ TASKS: dict[str, tuple[Callable[[Mapping[str, Any]], Sequence[Any]], Callable[..
   "last_word": (items.load_last_word, LastWordTask),
 }
 
+# The kind of a task that is a benchmark of evaluation/suites.py.
+SUITE = "suite"
+
 
 def _load_task(
   name: str, task: Mapping[str, Any], split: str, fill: Callable[[Any], dict[str, Any]]
 ) -> Task:
   kind = task.get("kind", "")
-  if kind not in TASKS:
-    raise unknown_name(f"kind of problem.tasks.{name}", kind, TASKS)
-  load, make_task = TASKS[kind]
-  options = dict(task.get("options", {}))
-  given = ("name", "items", "documents", "examples")
-  sections.check(make_task, options, f"problem.tasks.{name}.options", given=given)
+  if kind not in (*TASKS, SUITE):
+    raise unknown_name(f"kind of problem.tasks.{name}", kind, [*TASKS, SUITE])
   _check_splits(
     {key: spec for key, spec in task.items() if key not in ("kind", "options")},
     f"problem.tasks.{name}",
     SPLITS[1:],
   )
+  options = dict(task.get("options", {}))
+  if kind == SUITE:
+    suite = options.pop("suite", name)
+    loaded = suites.load(suite, options | fill(task[split]))
+    return dataclasses.replace(loaded.task, name=name)
+  load, make_task = TASKS[kind]
+  given = ("name", "items", "documents", "examples")
+  sections.check(make_task, options, f"problem.tasks.{name}.options", given=given)
   return make_task(name, load(fill(task[split])), **options)
 
 

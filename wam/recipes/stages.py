@@ -5,12 +5,14 @@ one trains. Leaves out what is measured afterwards.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from wam import pretrained
@@ -214,7 +216,8 @@ def rewards(
     section: see `_reward_model` for its keys.
     sampling: see `sampling_settings` for its keys.
   """
-  samples = _reference_samples(policy, reference, data, run, sampling)
+  dtype = section.get("dtype", "float32")
+  samples = _reference_samples(policy, reference, data, run, sampling, dtype)
 
   def train(stage: str, pairs: Mapping[str, Sequence[Pair]]) -> Params:
     return _reward_model(
@@ -223,7 +226,7 @@ def rewards(
 
   model = ScalarModel(policy.model.config)
   proxy = train("reward_model", data.pairs)
-  found = {"proxy": scorers.from_model(model, proxy, name="reward_model")}
+  found = {"proxy": _scorer(model, proxy, run, dtype, "reward_model")}
   if data.gold is not None:
     decode = policy.tokenizer.decode
     found["gold"] = scorers.from_text(
@@ -231,7 +234,7 @@ def rewards(
     )
   elif data.control_pairs:
     control = train("control_model", data.control_pairs)
-    found["control"] = scorers.from_model(model, control, name="control_model")
+    found["control"] = _scorer(model, control, run, dtype, "control_model")
   return Rewards(found, model, proxy)
 
 
@@ -290,8 +293,21 @@ def _reward_model(
   heldout = reward_models.evaluate(model, trained, rows["validation"].arrays, run=run)
   counts = {f"{split}_dropped": float(len(pairs[split]) - len(r.kept)) for split, r in rows.items()}
   once(run, kind="heldout", stage=stage, fields=heldout | counts)
-  raw = scorers.from_model(model, trained)
+  raw = _scorer(model, trained, run, training.get("dtype", "float32"), stage)
   return reward_models.normalise(trained, raw(**reference_samples))
+
+
+def _scorer(model: ScalarModel, params: Params, run: Run, dtype: str, name: str) -> RolloutScorer:
+  """A reward model as a scorer, its rows split over the devices."""
+  return scorers.from_model(
+    model,
+    params,
+    chunk=len(sharding.filled_rows(256, run.mesh)),
+    dtype=dtype,
+    place=functools.partial(sharding.put_whole_batch, mesh=run.mesh),
+    fetch=sharding.fetch,
+    name=name,
+  )
 
 
 def once(run: Run, *, kind: str, stage: str, fields: Mapping[str, Any]) -> None:
@@ -326,7 +342,12 @@ def sampling_settings(
 
 
 def _reference_samples(
-  policy: Policy, reference: Params, data: Problem, run: Run, sampling: Mapping[str, Any]
+  policy: Policy,
+  reference: Params,
+  data: Problem,
+  run: Run,
+  sampling: Mapping[str, Any],
+  dtype: str,
 ) -> dict[str, np.ndarray]:
   """One completion by θ_0 of each of up to 256 training prompts."""
   prompt_length, settings = sampling_settings(**sampling)
@@ -336,7 +357,9 @@ def _reference_samples(
   tokens, mask = sharding.put_whole_batch((rows["tokens"][filled], rows["mask"][filled]), run.mesh)
   key = rng.key(run.seed, "reference_samples")
   samples = sharding.fetch(
-    generate(policy.model, reference, tokens, mask, key, **settings, **policy.ends)
+    generate(
+      policy.model, reference, tokens, mask, key, dtype=jnp.dtype(dtype), **settings, **policy.ends
+    )
   )
   names = ("prompt_tokens", "prompt_mask", "completions", "completion_mask")
   return {name: np.asarray(getattr(samples, name))[: len(prompts)] for name in names}

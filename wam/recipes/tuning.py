@@ -24,9 +24,6 @@ from wam.training import iterations, mitigations
 from wam.training.mitigations import Mitigation
 from wam.training.workdir import Run
 
-# Texts that are encoded to be replayed, at most.
-_REPLAYED = 20_000
-
 
 class Plan(NamedTuple):
   """One run of RLHF.
@@ -162,19 +159,19 @@ def train(plan: Plan, setting: Setting) -> Params:
     setting.policy.model,
     plan.mitigation,
     base=setting.base if "base" in needed else None,
-    replayed=_replayed(setting) if "replayed" in needed else None,
+    replayed=replayed(setting) if "replayed" in needed else None,
     seed=setting.run.seed,
     name=name,
   )
   return ALGORITHMS[plan.algorithm].train(plan, setting, mitigation)
 
 
-def _replayed(setting: Setting) -> Mapping[str, np.ndarray]:
-  """Rows of the pre-training corpus, as long as those of RLHF."""
+def replayed(setting: Setting, *, limit: int = 20_000) -> Mapping[str, np.ndarray]:
+  """Rows of the first texts of the pre-training corpus, as long as those of RLHF."""
   prompt_length, settings = sampling_settings(**setting.sampling)
   return encoding.example_rows(
     setting.policy.tokenizer,
-    setting.data.corpus[:_REPLAYED],
+    setting.data.corpus[:limit],
     length=prompt_length + settings["max_new_tokens"],
     prompt_loss=True,
     trim=True,

@@ -4,14 +4,13 @@ The page loads nothing from anywhere: plotly's script, styles, data and pictures
 security policy forbids the rest. Works for a run in progress; what is missing is said on the page.
 """
 
-import base64
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from wam.checkpoints.records import is_time, write_atomically, writing
 from wam.report import figures, fronts, panels, story, tables
+from wam.report.assets import asset, data_url
 from wam.report.points import AVERAGING, EARLY_STOPPING, Points, collect
 from wam.report.records import Record, Run, finite, read_run
 
@@ -70,7 +69,7 @@ def _render(run: Run, points: Points, folder: Path) -> str:
   environment = Environment(
     autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
-  template = environment.from_string(_asset("page.html.jinja"))
+  template = environment.from_string(asset("page.html.jinja"))
   front = panels.front_panels(points, run.records)
   reward = panels.reward_panels(points)
   curves = panels.curve_panels(run.records)
@@ -79,8 +78,8 @@ def _render(run: Run, points: Points, folder: Path) -> str:
   heads, headline = tables.headline_rows(points, run.records)
   return template.render(
     run=run,
-    style=_asset("page.css"),
-    script=_asset("page.js"),
+    style=asset("page.css"),
+    script=asset("page.js"),
     plotly=get_plotlyjs() if drawn else "",
     drawn={panel["id"]: panel["figure"] for panel in drawn},
     sentences=story.sentences(points, run.records),
@@ -104,7 +103,7 @@ def _render(run: Run, points: Points, folder: Path) -> str:
     stages=_stage_rows(run),
     notes=[_note(record) for record in run.of_kind("note")],
     seeds=_seeds(run, points),
-    pictures={n: _data_url(folder / n) for n in (FRONT_PICTURE, CURVES_PICTURE) if (folder / n).is_file()},
+    pictures={n: data_url(folder / n) for n in (FRONT_PICTURE, CURVES_PICTURE) if (folder / n).is_file()},
     files=[n for n in (POINTS_TABLE, FRONTS_TABLE, FRONT_PICTURE, CURVES_PICTURE) if (folder / n).is_file()],
   )  # fmt: skip
 
@@ -163,11 +162,3 @@ def _plain(value: Any) -> str:
   if isinstance(value, int) or as_number is None:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
   return story.number(as_number)
-
-
-def _asset(name: str) -> str:
-  return (resources.files("wam.report") / name).read_text(encoding="utf-8")
-
-
-def _data_url(path: Path) -> str:
-  return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -71,7 +71,8 @@ def from_model(
   *,
   chunk: int = 256,
   dtype: Any = jnp.float32,
-  place: Callable[[PyTree], PyTree] | None = None,
+  place: Callable[[PyTree], PyTree] = lambda batch: batch,
+  fetch: Callable[[PyTree], PyTree] = jax.device_get,
   name: str = "reward model",
 ) -> RolloutScorer:
   """A reward model as a scorer of rollouts; it reads prompt and completion, EOS included.
@@ -80,7 +81,8 @@ def from_model(
     model, params: the reward model.
     chunk: rows at a time; one program is compiled for it.
     dtype: of the computation.
-    place: puts arrays [chunk, T] on the devices (`sharding.put_batch`).
+    place: puts arrays [chunk, T] on the devices (`sharding.put_whole_batch`).
+    fetch: brings whole arrays to the host.
     name: for the message when a reward is not finite.
   """
 
@@ -93,7 +95,7 @@ def from_model(
     tokens = np.concatenate([prompt_tokens, completions], axis=1)
     mask = np.concatenate([prompt_mask, completion_mask], axis=1)
     return score_tokens(
-      model, params, tokens, mask, chunk=chunk, dtype=dtype, place=place, name=name
+      model, params, tokens, mask, chunk=chunk, dtype=dtype, place=place, fetch=fetch, name=name
     )
 
   return scorer
@@ -107,7 +109,8 @@ def score_tokens(
   *,
   chunk: int = 256,
   dtype: Any = jnp.float32,
-  place: Callable[[PyTree], PyTree] | None = None,
+  place: Callable[[PyTree], PyTree] = lambda batch: batch,
+  fetch: Callable[[PyTree], PyTree] = jax.device_get,
   name: str = "reward model",
 ) -> np.ndarray:
   """Rewards [R] float32 of sequences [R, T], in chunks of one size.
@@ -120,11 +123,10 @@ def score_tokens(
   rows = np.concatenate([np.arange(count), np.zeros(-count % chunk, np.int64)])
   pieces = []
   for start in range(0, len(rows), chunk):
-    part = (tokens[rows[start : start + chunk]], mask[rows[start : start + chunk]])
-    part = place(part) if place else part
+    part = place((tokens[rows[start : start + chunk]], mask[rows[start : start + chunk]]))
     # Not fetched yet: the next chunk is prepared while this one is computed.
     pieces.append(_apply(model, params, *part, dtype=jnp.dtype(dtype)))
-  rewards = np.concatenate([np.asarray(piece) for piece in pieces]) if pieces else np.zeros(0)
+  rewards = np.concatenate([fetch(piece) for piece in pieces]) if pieces else np.zeros(0)
   return check_rewards(rewards[:count], count, name=name)
 
 

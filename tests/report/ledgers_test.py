@@ -1,14 +1,16 @@
 """Ledgers: written and read, updated by claim, and refused where they are malformed."""
 
+import base64
 import dataclasses
 import json
 
 import pytest
 
-from experiments import ledger
-from experiments.ledger import Entry
 from tests.conftest import REPOSITORY
+from wam.cli.main import main
 from wam.core.errors import BadData, MissingFile
+from wam.report import ledgers
+from wam.report.ledgers import Entry
 
 ENTRY = Entry(
   claim="TAX-1",
@@ -23,8 +25,8 @@ ENTRY = Entry(
 
 def test_what_is_written_is_read(tmp_path):
   other = dataclasses.replace(ENTRY, claim="TAX-2", verdict="inconclusive", seeds=())
-  ledger.write(tmp_path, [ENTRY, other])
-  assert ledger.read(tmp_path) == [ENTRY, other] == ledger.read(tmp_path / "ledger.json")
+  ledgers.write(tmp_path, [ENTRY, other])
+  assert ledgers.read(tmp_path) == [ENTRY, other] == ledgers.read(tmp_path / "ledger.json")
   assert [path.name for path in tmp_path.iterdir()] == ["ledger.json"]
   assert json.loads((tmp_path / "ledger.json").read_text())[0]["seeds"] == [0, 1]
 
@@ -32,14 +34,14 @@ def test_what_is_written_is_read(tmp_path):
 def test_update_replaces_by_claim_and_keeps_the_order(tmp_path):
   other = dataclasses.replace(ENTRY, claim="TAX-2")
   third = dataclasses.replace(ENTRY, claim="TAX-3")
-  ledger.update(tmp_path / "ledger.json", [ENTRY, other])
+  ledgers.update(tmp_path / "ledger.json", [ENTRY, other])
   changed = dataclasses.replace(ENTRY, verdict="not reproduced")
-  assert ledger.update(tmp_path, [third, changed]) == [changed, other, third]
-  assert ledger.read(tmp_path) == [changed, other, third]
+  assert ledgers.update(tmp_path, [third, changed]) == [changed, other, third]
+  assert ledgers.read(tmp_path) == [changed, other, third]
 
 
 def test_table_is_one_row_an_entry():
-  rows = ledger.table([ENTRY]).splitlines()
+  rows = ledgers.table([ENTRY]).splitlines()
   assert len(rows) == 3
   assert rows[2] == (
     "| TAX-1 | the tax rises, figure 12 | 0.3 ± 0.1 \\| 4 seeds of 5 | reproduced |"
@@ -74,23 +76,23 @@ def test_entries_are_checked(changes, message):
 def test_malformed_files_are_refused(tmp_path, text, message):
   (tmp_path / "ledger.json").write_text(text)
   with pytest.raises(BadData, match=message):
-    ledger.read(tmp_path)
+    ledgers.read(tmp_path)
 
 
 def test_one_claim_has_one_verdict(tmp_path):
   with pytest.raises(BadData, match="several entries for TAX-1"):
-    ledger.write(tmp_path, [ENTRY, ENTRY])
+    ledgers.write(tmp_path, [ENTRY, ENTRY])
   assert not (tmp_path / "ledger.json").exists()
   (tmp_path / "ledger.json").write_text(json.dumps([dataclasses.asdict(ENTRY)] * 2))
   with pytest.raises(BadData, match="several entries"):
-    ledger.read(tmp_path)
+    ledgers.read(tmp_path)
   with pytest.raises(BadData, match="several entries"):
-    ledger.update(tmp_path / "new.json", [ENTRY, ENTRY])
+    ledgers.update(tmp_path / "new.json", [ENTRY, ENTRY])
 
 
 def test_a_missing_ledger_is_named(tmp_path):
   with pytest.raises(MissingFile, match=r"no ledger at .*ledger\.json"):
-    ledger.read(tmp_path)
+    ledgers.read(tmp_path)
 
 
 def test_shipped_ledgers_are_whole():
@@ -98,5 +100,19 @@ def test_shipped_ledgers_are_whole():
   paths = sorted((REPOSITORY / "experiments").glob("*/ledger.json"))
   assert (REPOSITORY / "experiments/proposition_4_1/ledger.json") in paths
   for path in paths:
-    assert ledger.read(path), path
+    assert ledgers.read(path), path
     assert path.with_name("README.md").stat().st_size > 0
+
+
+def test_the_page_holds_every_claim_and_picture(tmp_path, capsys):
+  second = dataclasses.replace(ENTRY, claim="a < b & c", verdict="inconclusive")
+  ledgers.write(tmp_path, [ENTRY, second])
+  (tmp_path / "results").mkdir()
+  (tmp_path / "results/the_front.png").write_bytes(b"a picture")
+  assert main(["report", str(tmp_path)]) == 0
+  assert "a < b & c" in capsys.readouterr().out
+  page = (tmp_path / "report/index.html").read_text()
+  assert "a &lt; b &amp; c" in page and ENTRY.measured in page
+  assert 'alt="the front"' in page and base64.b64encode(b"a picture").decode() in page
+  assert ">inconclusive</span>" in page
+  assert f"2 claims: 1 {ENTRY.verdict}, 1 inconclusive." in page
