@@ -136,32 +136,32 @@ def sample(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Progr
   section = config["rsf"]
   prompts = section.get("prompts_per_call") or section["prompts_per_iteration"]
   settings = {"num_samples": section["samples_per_prompt"], "dtype": section["dtype"]}
-  program = _generate("sample", (config, model, mesh), prompts, settings, sharding.BATCH_AXES)
+  program = _generate("sample", (config, model, mesh), prompts, settings)
   weights = _bytes(program.arguments[0])
   return dataclasses.replace(program, beside=2 * weights + _others(config, weights))
 
 
 def reference(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Program:
-  """The samples of θ_0 that rewards are normalised on: 256 prompts, float32, not placed by anybody."""
-  return _generate("reference", (config, model, mesh), 256, {}, None)
+  """The samples of θ_0 that rewards are normalised on: 256 prompts."""
+  return _generate("reference", (config, model, mesh), 256, {"dtype": _reward_dtype(config)})
 
 
 def evaluation(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Program:
   """The samples of a point of the front, float32; before and after RLHF, and the rewards, lie beside it."""
   prompts = config["evaluation"]["num_prompts"]
-  program = _generate("evaluation", (config, model, mesh), prompts, {}, sharding.BATCH_AXES)
+  program = _generate("evaluation", (config, model, mesh), prompts, {})
   weights = _bytes(program.arguments[0])
   return dataclasses.replace(program, beside=weights + _others(config, weights))
 
 
 def score(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Program:
-  """256 completions through a reward model, not placed by anybody; policy, moments, θ_0 and a judge lie beside it."""
-  scalar, rows = ScalarModel(model.config), 256
+  """256 completions through a reward model; policy, moments, θ_0 and a judge lie beside it."""
+  scalar, rows, dtype = ScalarModel(model.config), 256, _reward_dtype(config)
   shapes = jax.eval_shape(lambda: scalar.init(jax.random.key(0)))
-  batch = _batch((rows, _row_length(config)), {"tokens": jnp.int32, "mask": jnp.bool_}, mesh, None)
+  batch = _batch((rows, _row_length(config)), {"tokens": jnp.int32, "mask": jnp.bool_}, mesh)
 
   def values(params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    return scalar.apply(params, tokens, mask=mask)
+    return scalar.apply(params, tokens, mask=mask, dtype=jnp.dtype(dtype))
 
   placed = _placed(shapes, shapes, mesh)
   # Policy, moments and the others, of which one is an argument.
@@ -171,7 +171,7 @@ def score(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Progra
     jax.jit(values),
     (placed, batch["tokens"], batch["mask"]),
     beside,
-    f"{rows} rows of {_row_length(config)} tokens, float32, not placed",
+    f"{rows} rows of {_row_length(config)} tokens, {dtype}",
   )
 
 
@@ -186,14 +186,17 @@ PROGRAMS: dict[str, Callable[[Mapping[str, Any], LanguageModel, Mesh], Program]]
 }
 
 
+def _reward_dtype(config: Mapping[str, Any]) -> str:
+  return str(config["reward_model"].get("dtype", "float32"))
+
+
 def _generate(
   name: str,
   setting: tuple[Mapping[str, Any], LanguageModel, Mesh],
   prompts: int,
   more: Mapping[str, Any],
-  axes: tuple[str, ...] | None,
 ) -> Program:
-  """A call of `generate` with the prompts split over these axes."""
+  """A call of `generate` with the prompts split over the devices."""
   config, model, mesh = setting
   settings = dict(config["sampling"]) | {"eos_id": model.config.eos_token_id, "pad_id": 0, **more}
   length = settings.pop("prompt_length")
@@ -202,7 +205,7 @@ def _generate(
   def generate(params: Any, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> Any:
     return sampling.generate(model, params, tokens, mask, key, **settings)
 
-  batch = _batch((prompts, length), {"tokens": jnp.int32, "mask": jnp.bool_}, mesh, axes)
+  batch = _batch((prompts, length), {"tokens": jnp.int32, "mask": jnp.bool_}, mesh)
   rows = prompts * settings.get("num_samples", 1)
   what = f"{prompts} prompts of {length} tokens, {rows} completions of {settings['max_new_tokens']}"
   return Program(
@@ -210,7 +213,7 @@ def _generate(
     jax.jit(generate),
     (_placed(shapes, shapes, mesh), batch["tokens"], batch["mask"], _key()),
     0,
-    f"{what}, {settings.get('dtype', 'float32')}, {'split' if axes else 'not placed'}",
+    f"{what}, {settings.get('dtype', 'float32')}",
   )
 
 
@@ -243,14 +246,8 @@ def _row_length(config: Mapping[str, Any]) -> int:
   return config["sampling"]["prompt_length"] + config["sampling"]["max_new_tokens"]
 
 
-def _batch(
-  rows: tuple[int, int],
-  fields: Mapping[str, Any],
-  mesh: Mesh,
-  axes: tuple[str, ...] | None = sharding.BATCH_AXES,
-) -> dict[str, Any]:
-  # Without axes: arrays that nobody placed, which leaves their layout to the compiler.
-  where = None if axes is None else NamedSharding(mesh, PartitionSpec(axes))
+def _batch(rows: tuple[int, int], fields: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+  where = NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
   return {n: jax.ShapeDtypeStruct(rows, dtype, sharding=where) for n, dtype in fields.items()}
 
 

@@ -74,7 +74,7 @@ def tax(runs: Runs) -> Finding:
   skills = ("passages", "translation")
   return finding(
     {skill: compare(runs["rsf"], falls_with_reward(skill)) for skill in skills},
-    "minus the rank correlation of gold reward and skill along RSF, up to the reward's peak",
+    "minus the rank correlation of reward and skill along RSF, up to the reward's peak",
   )
 
 
@@ -162,7 +162,7 @@ def patterns(runs: Runs) -> Finding:
 
   parts = {algorithm: compare(members, above) for algorithm, members in runs.items()}
   return finding(
-    parts, "mean skill of unequal patterns above the curve of equal ratios at the same gold reward"
+    parts, "mean skill of unequal patterns above the curve of equal ratios at the same reward"
   )
 
 
@@ -183,7 +183,7 @@ def algorithms(runs: Runs) -> Finding:
 
 
 def gain(run: Measured, row: int) -> float:
-  """Mean skill of a point above the curve of equal ratios, at the same gold reward."""
+  """Mean skill of a point above the curve of equal ratios, at the same reward."""
   curve = [run.before, *run.of(recipe.AVERAGED)]
   return measurements.at_equal_reward(run, row, curve, MEAN)
 
@@ -202,7 +202,7 @@ def adaptive(runs: Runs) -> Finding:
   }
   return finding(
     parts,
-    "mean skill of adaptive averages (K = 3) above the curve of equal ratios at the same gold reward",
+    "mean skill of adaptive averages (K = 3) above the curve of equal ratios at the same reward",
   )
 
 
@@ -214,7 +214,7 @@ def three_parts(runs: Runs) -> Finding:
     )
     for other in (2, 6)
   }
-  return finding(parts, "mean skill above the curve of equal ratios at the same gold reward")
+  return finding(parts, "mean skill above the curve of equal ratios at the same reward")
 
 
 def objective(anchors: str | None) -> Callable[[Runs], Finding]:
@@ -229,7 +229,7 @@ def objective(anchors: str | None) -> Callable[[Runs], Finding]:
     return finding(
       {algorithm: compare(members, agreement) for algorithm, members in runs.items()},
       "rank correlation, over a grid of ratios with mean 0.4, of the objective and the mean skill above the curve of"
-      " equal ratios at the same gold reward",
+      " equal ratios at the same reward",
     )
 
   return find
@@ -248,7 +248,7 @@ def anchored(runs: Runs) -> Finding:
     for anchors in ("samples", "corpus")
   }
   return finding(
-    parts, "mean skill at equal gold reward, ratios found with anchors minus without (K = 3)"
+    parts, "mean skill at equal reward, ratios found with anchors minus without (K = 3)"
   )
 
 
@@ -261,7 +261,7 @@ def penalty_of_ppo(runs: Runs) -> Finding:
 
   return finding(
     {"difference": compare(runs["ppo"], quantity)},
-    "gold reward at the end with a KL coefficient of 0.05 minus the best with 0, 0.02, 0.1, 0.2 or 0.3",
+    "reward at the end with a KL coefficient of 0.05 minus the best with 0, 0.02, 0.1 or 0.2",
   )
 
 

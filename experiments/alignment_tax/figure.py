@@ -1,4 +1,4 @@
-"""The figure of the experiment: the points of every run, gold reward against mean skill. Agg only, no pyplot."""
+"""The figure of the experiment: the points of every run, reward against mean skill. Agg only, no pyplot."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ FAMILIES = (
 LINES = (recipe.STOPPED, recipe.AVERAGED)
 
 
-def draw(runs: Mapping[str, Sequence[Measured]], path: pathlib.Path) -> None:
+def draw(runs: Mapping[str, Sequence[Measured]], judge: str, path: pathlib.Path) -> None:
   """One panel an algorithm and seed."""
   columns = max(len(members) for members in runs.values())
   figure = Figure(figsize=(3.0 * columns + 0.3, 2.5 * len(runs) + 0.9), layout="constrained")
@@ -46,7 +46,7 @@ def draw(runs: Mapping[str, Sequence[Measured]], path: pathlib.Path) -> None:
       axes.tick_params(labelsize=7)
     row[0].set_ylabel("mean skill kept", fontsize=8)
   for axes in grid[-1]:
-    axes.set_xlabel("gold reward", fontsize=8)
+    axes.set_xlabel(f"{judge} reward", fontsize=8)
   figure.legend(
     handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
   )

@@ -17,7 +17,8 @@ from wam.evaluation import pareto
 from wam.recipes import alignment_tax as recipe
 from wam.recipes import fronts
 
-REWARDS = ("reward_gold", "reward_control", "reward_proxy")
+# Who judges: the true reward of the world, or the reward model that RLHF climbs, as in the paper.
+JUDGES = {"gold": "reward_gold", "proxy": "reward_proxy"}
 REWARD, MEAN = "reward", "mean"
 # What log-likelihoods of the points of the grid are known of.
 TEXTS = ("examples", "samples", "corpus")
@@ -72,10 +73,10 @@ class Measured(NamedTuple):
     return self.columns[1:-1]
 
 
-def read(workdir: pathlib.Path, *, seed: int) -> Measured:
-  """The points of a run that is done."""
+def read(workdir: pathlib.Path, *, seed: int, judge: str) -> Measured:
+  """The points of a run that is done, by one of JUDGES."""
   every = records.read(workdir / records.FILE_NAME)
-  table = fronts.collect(every, split="test", rewards=REWARDS)
+  table = fronts.collect(every, split="test", rewards=(JUDGES[judge],))
   values, _ = fronts.coordinates(table, anchor=recipe.INIT, num_resamples=1, seed=0)
   ratios = {
     (r["family"], r["label"]): tuple(r["coefficients"].values())
@@ -90,18 +91,23 @@ def read(workdir: pathlib.Path, *, seed: int) -> Measured:
   )
 
 
-def write(runs: Mapping[str, Sequence[Measured]], path: pathlib.Path) -> None:
-  """All points of runs by algorithm, as a table; likelihoods where there are any."""
+def write(runs: Mapping[str, Mapping[str, Sequence[Measured]]], path: pathlib.Path) -> None:
+  """All points of runs by judge and algorithm, as a table; likelihoods where there are any."""
+  judges = list(runs)
   with path.open("w", newline="", encoding="utf-8") as file:
     table = csv.writer(file)
-    columns = next(iter(runs.values()))[0].columns
-    table.writerow(["algorithm", "seed", "family", "label", "ratios", *columns, *TEXTS])
-    for algorithm, members in runs.items():
-      for run in members:
-        points = zip(run.families, run.labels, run.ratios, run.values, strict=True)
-        for family, label, ratios, values in points:
+    columns = next(iter(runs[judges[0]].values()))[0].columns[1:]
+    heads = ["algorithm", "seed", "family", "label", "ratios"]
+    table.writerow([*heads, *(f"reward {judge}" for judge in judges), *columns, *TEXTS])
+    for algorithm in runs[judges[0]]:
+      for each in zip(*(runs[judge][algorithm] for judge in judges), strict=True):
+        run = each[0]
+        for row, (family, label, ratios) in enumerate(
+          zip(run.families, run.labels, run.ratios, strict=True)
+        ):
           likelihood = run.likelihoods.get(_key(ratios), {})
-          numbers = [*values, *(likelihood.get(name, np.nan) for name in TEXTS)]
+          numbers = [judged.values[row, 0] for judged in each]
+          numbers += [*run.values[row, 1:], *(likelihood.get(name, np.nan) for name in TEXTS)]
           shown = ["" if np.isnan(x) else f"{x:.5g}" for x in numbers]
           ratio = "|".join(f"{x:.3g}" for x in ratios)
           table.writerow([algorithm, run.seed, family, label, ratio, *shown])

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
   """See `--help`."""
   parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
   parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs/experiments"))
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
   parser.add_argument("--algorithms", nargs="+", choices=runs.ALGORITHMS, default=runs.ALGORITHMS)
   parser.add_argument(
     "--hardware", default=f"{platform.machine()} CPU", help="what to write into the ledger"
@@ -26,44 +26,61 @@ def main(arguments: Sequence[str]) -> int:
     "--train-only", action="store_true", help="judge nothing: the runs are shared among processes"
   )
   options = parser.parse_args(arguments)
-  measured = {
-    algorithm: [train(algorithm, seed, options.workdirs) for seed in options.seeds]
-    for algorithm in options.algorithms
-  }
+  for algorithm in options.algorithms:
+    for seed in options.seeds:
+      train(algorithm, seed, options.workdirs)
   if options.train_only:
     return 0
-  entries = judge(measured, hardware=options.hardware)
+  measured = {
+    judge: {
+      algorithm: [
+        measurements.read(_workdir(algorithm, seed, options.workdirs), seed=seed, judge=judge)
+        for seed in options.seeds
+      ]
+      for algorithm in options.algorithms
+    }
+    for judge in measurements.JUDGES
+  }
+  entries = [e for judge, some in measured.items() for e in verdicts(some, judge, options.hardware)]
   ledgers.update(HERE, entries)
-  (HERE / "results").mkdir(exist_ok=True)
-  measurements.write(measured, HERE / "results" / "points.csv")
-  figure.draw(measured, HERE / "results" / "fronts.png")
+  results = HERE / "results"
+  results.mkdir(exist_ok=True)
+  measurements.write(measured, results / "points.csv")
+  for judge, some in measured.items():
+    figure.draw(some, judge, results / f"fronts_{judge}.png")
   print(ledgers.table(entries))
   return 0
 
 
-def train(algorithm: str, seed: int, workdirs: pathlib.Path) -> measurements.Measured:
-  """A run, or what is left of it, and what it measured."""
-  workdir = workdirs / f"{algorithm}-{seed}"
+def train(algorithm: str, seed: int, workdirs: pathlib.Path) -> None:
+  """A run, or what is left of it."""
+  workdir = _workdir(algorithm, seed, workdirs)
   alignment_tax.run(runs.config(algorithm, seed), workdir, command=COMMAND)
-  return measurements.read(workdir, seed=seed)
 
 
-def judge(measured: claims.Runs, *, hardware: str) -> list[ledgers.Entry]:
+def _workdir(algorithm: str, seed: int, workdirs: pathlib.Path) -> pathlib.Path:
+  return workdirs / f"{algorithm}-{seed}"
+
+
+def verdicts(measured: claims.Runs, judge: str, hardware: str) -> list[ledgers.Entry]:
   """The entries of all claims whose runs are there.
 
   Args:
     measured: by algorithm, one run a seed; at least two seeds.
+    judge: of `measurements.JUDGES`. Claims that need no run are judged once, with the first.
     hardware: what they were made on.
   """
   entries = []
   for claim in claims.CLAIMS:
     if not set(claim.algorithms) <= set(measured):
       continue
+    if not claim.algorithms and judge != next(iter(measurements.JUDGES)):
+      continue
     needed = {name: measured[name] for name in claim.algorithms}
     found = claim.find(needed)
     entries.append(
       ledgers.Entry(
-        claim=claim.name,
+        claim=f"{claim.name} ({judge})" if needed else claim.name,
         paper=claim.paper,
         measured=found.measured,
         verdict=found.verdict,

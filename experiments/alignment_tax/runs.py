@@ -31,7 +31,7 @@ STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
   "none": {"none": {}},
 }
 # Beside the main run's 0.05.
-KL_COEFS = (0.0, 0.02, 0.1, 0.2, 0.3)
+KL_COEFS = (0.0, 0.02, 0.1, 0.2)
 
 
 def config(algorithm: str, seed: int) -> dict[str, Any]:
