@@ -167,13 +167,12 @@ def train(plan: Plan, setting: Setting) -> Params:
 
 
 def replayed(setting: Setting, *, limit: int = 20_000) -> Mapping[str, np.ndarray]:
-  """Rows of the first texts of the pre-training corpus, as long as those of RLHF."""
+  """Rows of the first texts of the pre-training corpus, as long as those of RLHF; the loss is on completions."""
   prompt_length, settings = sampling_settings(**setting.sampling)
   return encoding.example_rows(
     setting.policy.tokenizer,
     setting.data.corpus[:limit],
     length=prompt_length + settings["max_new_tokens"],
-    prompt_loss=True,
     trim=True,
   ).arrays
 
