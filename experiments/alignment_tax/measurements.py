@@ -141,17 +141,12 @@ def at_equal_reward(run: Measured, row: int, curve: Sequence[int], column: str) 
 
 
 def objective(run: Measured, row: int, anchors: str | None) -> float:
-  """What a search for ratios thinks of a point of the grid: eq. 8, or with anchors the balanced objective.
+  """What a search for ratios thinks of a point of the grid: eq. 8, or with anchors the sum of both likelihoods.
 
   See `wam.algorithms.adaptive_averaging.run`.
   """
-  at, num_parts = run.likelihoods, len(run.ratios[row])
-  first, last = (at[(end,) * num_parts] for end in (0.0, 1.0))
-  point = at[_key(run.ratios[row])]
-  if anchors is None:
-    return point["examples"]
-  gained = (point["examples"] - first["examples"]) / (last["examples"] - first["examples"])
-  return gained + (point[anchors] - last[anchors]) / (first[anchors] - last[anchors])
+  likelihood = run.likelihoods[_key(run.ratios[row])]
+  return likelihood["examples"] + (0.0 if anchors is None else likelihood[anchors])
 
 
 class Comparison(NamedTuple):

@@ -25,7 +25,7 @@ from wam.models.decoder import LanguageModel
 from wam.rewards import top_rewards
 from wam.rewards.scorers import RolloutScorer, check_rewards
 from wam.training import sharding
-from wam.training.between import Between, Weighted
+from wam.training.between import Weighted
 from wam.training.ratio_run import Averaged, Averaging, Search
 from wam.training.workdir import Run
 
@@ -171,9 +171,8 @@ def run(
 ) -> Averaged:
   """The ratios of a given mean that make completions most likely (eq. 8), and the average with them.
 
-  With L(a) the mean log-likelihood of the examples and A(a) of the anchors, the objective is L(a), and with anchors
-  L(a) / (L(1) - L(0)) + anchor_weight · A(a) / (A(0) - A(1)): but for a constant, the share that the average has of
-  what RLHF gained, and of what it lost. This second objective is ours, not the paper's.
+  With anchors the objective is the mean log-likelihood of the examples plus anchor_weight times that of the anchors; this
+  one is ours, not the paper's.
 
   A search that was killed goes on from its last gradient step; the exact solver begins again, with the same numbers.
 
@@ -183,14 +182,13 @@ def run(
     tuned: θ, after it; not consumed.
     examples: D_θ, such as `distillation_set`.
     run: the open workdir.
-    anchors: texts that θ_0 makes more likely than θ, their tokens with weight 1: its own completions
-      (`counted(rollout)`), or what it was trained on. None: the paper's objective.
+    anchors: what the average should go on saying, its tokens with weight 1: completions of θ_0 (`counted(rollout)`),
+      or texts that it was trained on. None: the paper's objective.
     stage: names the stage.
     **settings: the fields of `Settings`.
 
   Raises:
-    ConfigError: if settings contradict each other. BadData: if there are no examples, or with anchors if θ does not
-      make the examples likelier than θ_0 does, or θ_0 the anchors than θ.
+    ConfigError: if settings contradict each other. BadData: if there are no examples.
     NonFinite: if a log-likelihood is not finite. Interrupted, CannotWrite: as `loop.fit`.
   """
   config = Settings(**settings)
@@ -203,7 +201,7 @@ def run(
       return search.result()
     between = search.between
     texts = [counted(examples)] + ([] if anchors is None else [anchors])
-    scales = [1.0] if anchors is None else _shares(between, texts, config, stage)
+    factors = (1.0, config.anchor_weight)[: len(texts)]
     sizes = [min(config.batch_size or len(each.tokens), len(each.tokens)) for each in texts]
     per_epoch = -(-count // sizes[0])
 
@@ -219,10 +217,10 @@ def run(
 
     def objective(a: np.ndarray, step: int) -> tuple[float, np.ndarray]:
       value, slopes = 0.0, np.zeros(config.num_parts)
-      for number, (each, scale) in enumerate(zip(texts, scales, strict=True)):
+      for number, (each, factor) in enumerate(zip(texts, factors, strict=True)):
         chosen = mean_of(each, rows(number, step), average=config.average)
         part, slope = between.gradient(a, config.alpha, chosen)
-        value, slopes = value + scale * part, slopes + scale * slope
+        value, slopes = value + factor * part, slopes + factor * slope
       return value, slopes
 
     if config.optimizer is None:
@@ -232,8 +230,8 @@ def run(
       a = search.climb(objective, config.optimizer, num_steps=steps)
     found, uniform = (
       sum(
-        scale * between.log_likelihood(x, config.alpha, mean_of(each, average=config.average))
-        for each, scale in zip(texts, scales, strict=True)
+        factor * between.log_likelihood(x, config.alpha, mean_of(each, average=config.average))
+        for each, factor in zip(texts, factors, strict=True)
       )
       for x in (a, search.equal_ratios)
     )
@@ -318,27 +316,6 @@ def mean_of(
   chosen = texts if rows is None else top_rewards.take(texts, rows)
   total = len(chosen.tokens) if average == "sequences" else max(float(chosen.weights.sum()), 1.0)
   return chosen._replace(weights=chosen.weights / np.float32(total))
-
-
-def _shares(
-  between: Between, texts: Sequence[Weighted], config: Settings, stage: str
-) -> list[float]:
-  """What the mean log-likelihoods of examples and anchors are multiplied with, so that both run over one unit."""
-  ends = [
-    [
-      between.log_likelihood([end] * config.num_parts, end, mean_of(each, average=config.average))
-      for end in (0.0, 1.0)
-    ]
-    for each in texts
-  ]
-  gained, lost = ends[0][1] - ends[0][0], ends[1][0] - ends[1][1]
-  if not (gained > 0 and lost > 0):
-    raise BadData(
-      f"{stage}: expected θ to make the examples likelier than θ_0 does, and θ_0 the anchors; found mean"
-      f" log-likelihoods by θ and θ_0 of {ends[0][1]:.4g} and {ends[0][0]:.4g} for the examples, of {ends[1][1]:.4g}"
-      f" and {ends[1][0]:.4g} for the anchors"
-    )
-  return [1 / gained, config.anchor_weight / lost]
 
 
 def weigh_by_reward(
