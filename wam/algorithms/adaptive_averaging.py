@@ -8,7 +8,7 @@ see wam/merging/adaptive.py. Leaves out where the two models come from, and what
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -171,8 +171,8 @@ def run(
 ) -> Averaged:
   """The ratios of a given mean that make completions most likely (eq. 8), and the average with them.
 
-  With anchors the objective is the mean log-likelihood of the examples plus anchor_weight times that of the anchors; this
-  one is ours, not the paper's.
+  With anchors the objective is the mean log-likelihood of the examples plus anchor_weight times that of the anchors;
+  this one is ours, not the paper's.
 
   A search that was killed goes on from its last gradient step; the exact solver begins again, with the same numbers.
 
