@@ -183,6 +183,29 @@ def test_with_anchors_both_likelihoods_count(solved, tmp_path):
   assert np.abs(np.array(point) - list(solved[0].ratios.values())).max() > 0.01
 
 
+def test_ada_merging_makes_predictions_certain(tmp_path):
+  def certainty(point):
+    """Minus the entropy of what is predicted for each token of the examples, a sequence."""
+    rollout, params = examples(), between().params(point, ALPHA)
+    output = MODEL.apply(params, jnp.asarray(rollout.tokens), mask=jnp.asarray(rollout.mask))
+    p = jax.nn.softmax(output.logits[:, rollout.prompt_tokens.shape[1] - 1 : -1])
+    entropies = -np.sum(np.asarray(p * jnp.log(p)), axis=-1)
+    return -float(np.sum(entropies * rollout.completion_mask) / len(entropies))
+
+  optimizer = {"name": "adam", "learning_rate": 0.05, "schedule": "cosine"}
+  found = search(
+    tmp_path, objective="entropy", form="free", optimizer=optimizer, epochs=40, alpha=ALPHA
+  )
+  point = np.array(list(found.ratios.values()))
+  np.testing.assert_allclose(found.objective, certainty(point), rtol=1e-4)
+  np.testing.assert_allclose(found.uniform, certainty([ALPHA] * 3), rtol=1e-4)
+  gain = found.objective - found.uniform
+  near = [np.clip(point + sign * 0.1 * part, 0, 1) for part in np.eye(3) for sign in (1, -1)]
+  assert gain > 0.05
+  assert max(certainty(p) for p in near) < found.objective + 0.02 * gain
+  assert abs(point.mean() - ALPHA) > 0.05
+
+
 def test_means_over_sequences_and_tokens():
   lengths = examples().completion_mask.sum(1)
   rows = np.array([0, 3, 5])

@@ -233,3 +233,13 @@ def test_the_published_learning_rate_hardly_moves_the_ratios():
 def test_what_is_refused(call, error, message):
   with pytest.raises(error, match=message):
     call()
+
+
+def test_free_ratios_have_bounds_and_no_mean():
+  form = ratios.form("free", 3, 0.3)
+  np.testing.assert_array_equal(form.start, np.float32([0.3, 0.3, 0.3]))
+  np.testing.assert_array_equal(form.retract(jnp.array([-0.2, 0.5, 1.7])), [0.0, 0.5, 1.0])
+  # A ratio at a bound goes inwards only.
+  direction = form.gradient(jnp.array([0.0, 0.5, 1.0]), jnp.array([-1.0, -2.0, 3.0]))
+  np.testing.assert_allclose(direction, [0.0, -2.0, 0.0], rtol=1e-3)
+  assert ratios.bounds("free", 3, 0.3) == (0.0, 1.0)

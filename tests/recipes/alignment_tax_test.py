@@ -1,5 +1,7 @@
 """Which models are measured, and how their weights come about."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,19 @@ def test_patterns():
     "(0.3|0.3|0.3)",
   ]
   assert found[5].coefficients == {"input": 0.3, "middle": 0.2, "output": 0.2}
+
+
+def test_extrapolations():
+  found = recipe.candidates(
+    params=_params(0.0), plans=_plans(1), alphas=(), part_alphas=(), extrapolations=(1.25,)
+  )
+  (beyond,) = [c for c in found if c.family == "extrapolation"]
+  assert set(beyond.coefficients.values()) == {1.25}
+  setting = types.SimpleNamespace(reference=_params(1.0))
+  made = recipe.weights(beyond, _params(3.0), setting)
+  jax.tree.map(lambda x: np.testing.assert_allclose(x, 3.5, rtol=1e-6), made)
+  with pytest.raises(ConfigError, match=r"averaging.extrapolations: expected ratios above 1"):
+    recipe.candidates(params=_params(0.0), plans=_plans(1), extrapolations=(0.9,))
 
 
 @pytest.mark.parametrize("pattern", [(0.0, -0.1), (0.0, 0.0, -0.3)])

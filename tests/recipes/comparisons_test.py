@@ -36,7 +36,7 @@ def config(**changes):
     "reward_model": {"num_steps": 2, "batch_size": 8, "length": 24, "optimizer": OPTIMIZER},
     "sampling": {"prompt_length": 9, "max_new_tokens": 6},
     "rsf": ONLINE | {"optimizer": OPTIMIZER, "keep_samples": True, "require_eos": False},
-    "averaging": {"alphas": (0.5,), "part_alphas": ()},
+    "averaging": {"alphas": (0.5,), "part_alphas": (), "extrapolations": (1.5,)},
     "evaluation": {"num_seeds": 1},
     "adaptive": {
       "alphas": (0.4,),
@@ -143,6 +143,7 @@ def test_families_have_fronts(measured):
     "adaptive, anchored by samples",
     "adaptive, anchored by corpus",
     "ratio grid",
+    "extrapolation",
     *config()["comparisons"],
   }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam.core.errors import NonFinite
+from wam.core.errors import NonFinite, UnknownName
 from wam.losses import sequence
 from wam.merging import averages
 from wam.models.config import DecoderConfig
@@ -53,7 +53,7 @@ def forward():
 
 def test_log_likelihood_of_the_average(forward):
   batch = examples()
-  found = forward.log_likelihood(RATIOS, ALPHA, batch)
+  found = forward.value(RATIOS, ALPHA, batch)
   np.testing.assert_allclose(found, expected(forward.params(RATIOS, ALPHA), batch), rtol=1e-5)
   equal = forward.params([0.3, 0.3], 0.3)
   jax.tree.map(np.testing.assert_array_equal, equal, averages.lerp(REFERENCE, TUNED, 0.3))
@@ -64,14 +64,36 @@ def test_temperature():
   batch = examples()
   found = between(temperature=0.7, rows_per_call=8)
   merged = found.params(RATIOS, ALPHA)
-  value = found.log_likelihood(RATIOS, ALPHA, batch)
+  value = found.value(RATIOS, ALPHA, batch)
   np.testing.assert_allclose(value, expected(merged, batch, 0.7), rtol=1e-5)
+
+
+def test_entropy_of_the_predictions():
+  batch = examples()
+  found = between(objective="entropy", temperature=0.7, rows_per_call=2)
+  merged = found.params(RATIOS, ALPHA)
+  tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.mask)
+  p = jax.nn.softmax(MODEL.apply(merged, tokens, mask=mask).logits / 0.7, axis=-1)
+  # What is predicted in the place of the three last tokens.
+  entropies = -np.sum(np.asarray(p * jnp.log(p)), axis=-1)[:, 2:5]
+  value, slopes = found.gradient(RATIOS, ALPHA, batch)
+  np.testing.assert_allclose(value, -np.sum(entropies * batch.weights), rtol=1e-5)
+  step = 1e-2
+  for part in range(2):
+    ends = [np.array(RATIOS) + sign * step * np.eye(2)[part] for sign in (1, -1)]
+    difference = np.subtract(*[found.value(end, ALPHA, batch) for end in ends]) / (2 * step)
+    np.testing.assert_allclose(slopes[part], difference, rtol=2e-2, atol=2e-3)
+
+
+def test_objectives_have_names():
+  with pytest.raises(UnknownName, match="objective"):
+    between(objective="entropies")
 
 
 def test_forward_reverse_and_any_number_of_rows_agree(forward):
   batch = examples()
   value, slopes = forward.gradient(RATIOS, ALPHA, batch)
-  np.testing.assert_allclose(value, forward.log_likelihood(RATIOS, ALPHA, batch), rtol=1e-6)
+  np.testing.assert_allclose(value, forward.value(RATIOS, ALPHA, batch), rtol=1e-6)
   other, backward = between(mode="reverse", rows_per_call=8).gradient(RATIOS, ALPHA, batch)
   np.testing.assert_allclose(other, value, rtol=1e-5)
   np.testing.assert_allclose(backward, slopes, rtol=1e-5, atol=1e-5)

@@ -25,7 +25,7 @@ from wam.models.decoder import LanguageModel
 from wam.rewards import top_rewards
 from wam.rewards.scorers import RolloutScorer, check_rewards
 from wam.training import sharding
-from wam.training.between import Weighted
+from wam.training.between import OBJECTIVES, Weighted
 from wam.training.ratio_run import Averaged, Averaging, Search
 from wam.training.workdir import Run
 
@@ -46,6 +46,8 @@ class Settings(Averaging):
     average: of the log-likelihood: over "sequences" (eq. 8), or "tokens", as a language-model loss does.
     temperature: of the policy.
     anchor_weight: of the anchors, where they are given.
+    objective: "likelihood", or "entropy": the predictions are to be as certain as can be on the examples, whatever
+      their tokens: AdaMerging (Yang et al. 2024, arXiv 2310.02575, eq. 6), which has form="free" and gradient steps.
   """
 
   num_starts: int = 1
@@ -54,11 +56,14 @@ class Settings(Averaging):
   average: str = "sequences"
   temperature: float = 1.0
   anchor_weight: float = 1.0
+  objective: str = "likelihood"
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.average not in AVERAGES:
       raise unknown_name("average", self.average, AVERAGES)
+    if self.objective not in OBJECTIVES:
+      raise unknown_name("objective", self.objective, OBJECTIVES)
     for name in ("num_starts", "batch_size", "epochs", "temperature", "anchor_weight"):
       value = getattr(self, name)
       if value is not None and not value > 0:
@@ -196,7 +201,16 @@ def run(
   if not examples.completion_mask.any():
     raise BadData(f"{stage}: the {count} examples hold no token to make likely")
   with jax.set_mesh(run.mesh):
-    search = Search(model, reference, tuned, config, config.temperature, run=run, stage=stage)
+    search = Search(
+      model,
+      reference,
+      tuned,
+      config,
+      config.temperature,
+      run=run,
+      stage=stage,
+      objective=config.objective,
+    )
     if search.done:
       return search.result()
     between = search.between
@@ -230,7 +244,7 @@ def run(
       a = search.climb(objective, config.optimizer, num_steps=steps)
     found, uniform = (
       sum(
-        factor * between.log_likelihood(x, config.alpha, mean_of(each, average=config.average))
+        factor * between.value(x, config.alpha, mean_of(each, average=config.average))
         for each, factor in zip(texts, factors, strict=True)
       )
       for x in (a, search.equal_ratios)

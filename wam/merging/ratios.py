@@ -17,7 +17,7 @@ import numpy as np
 
 from wam.core.errors import ConfigError, check_rank, unknown_name
 
-KINDS = ("printed", "coded", "projected")
+KINDS = ("printed", "coded", "projected", "free")
 # What the paper searches ε in (appendix C.5).
 EPSILONS = tuple(i / 10 for i in range(10))
 
@@ -45,9 +45,10 @@ def form(kind: str, num_parts: int, alpha: float, *, epsilon: float = 0.0) -> Fo
   "coded" is what the authors' code computes, K times that: the mean is α, but a ratio may leave [0, 1].
   "projected" are the ratios themselves, projected after every step onto Ω, with no ratio outside the range that "coded"
   has for this ε (for ε = 0 that is all of Ω).
+  "free" are numbers in [0, 1] of any mean, which begin at α, as AdaMerging has them (arXiv 2310.02575).
 
   Args:
-    kind: "printed", "coded" or "projected".
+    kind: "printed", "coded", "projected" or "free".
     num_parts: K.
     alpha: the mean (K times the mean, as printed), in [0, 1].
     epsilon: at least 0; the larger, the narrower the range of a ratio: see `bounds`.
@@ -56,8 +57,12 @@ def form(kind: str, num_parts: int, alpha: float, *, epsilon: float = 0.0) -> Fo
     UnknownName: if there is no such kind; ConfigError: if a number is out of range.
   """
   low, high = bounds(kind, num_parts, alpha, epsilon=epsilon)
-  if kind == "projected":
-    project = functools.partial(projection, alpha=alpha, low=low, high=high)
+  if kind in ("projected", "free"):
+    project: Callable[[jax.Array], jax.Array]
+    if kind == "free":
+      project = functools.partial(jnp.clip, min=low, max=high)
+    else:
+      project = functools.partial(projection, alpha=alpha, low=low, high=high)
     start = jnp.full((num_parts,), alpha, jnp.float32)
     return Form(start, lambda v: v, functools.partial(_feasible_direction, project), project)
   mean = alpha / num_parts if kind == "printed" else alpha
@@ -110,6 +115,8 @@ def bounds(kind: str, num_parts: int, alpha: float, *, epsilon: float = 0.0) -> 
     raise ConfigError(f"ratios: alpha must lie in [0, 1], found {alpha}")
   if not (math.isfinite(epsilon) and epsilon >= 0):
     raise ConfigError(f"ratios: epsilon must be a number that is at least 0, found {epsilon}")
+  if kind == "free":
+    return 0.0, 1.0
   K = num_parts
   scale = 1.0 if kind == "printed" else float(K)
   if K == 1:

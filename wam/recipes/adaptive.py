@@ -268,7 +268,7 @@ def _judge_grid(section: Section, texts: Texts, tuned: Params, setting: Setting)
       # What belongs to no part has α: at the ends, theirs.
       alpha = float(point[0]) if step < len(whole) else section.alpha
       found = {
-        name: between.log_likelihood(point, alpha, adaptive_averaging.mean_of(each))
+        name: between.value(point, alpha, adaptive_averaging.mean_of(each))
         for name, each in every.items()
       }
       fields = {"ratios": np.asarray(point).tolist(), "alpha": alpha, "likelihood": found}

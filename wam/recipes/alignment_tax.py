@@ -25,6 +25,7 @@ from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
+BEYOND = "extrapolation"
 PATTERNS, ADAPTIVE, GRID = "patterns", adaptive_averages.FAMILY, adaptive_averages.GRID
 AFTER = "α = 1"
 
@@ -173,6 +174,7 @@ def candidates(
   params: Params,
   plans: Sequence[tuning.Plan],
   alphas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+  extrapolations: Sequence[float] = (),
   num_parts: int = 3,
   part_alphas: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
   patterns: Sequence[Sequence[float]] = (),
@@ -185,18 +187,22 @@ def candidates(
     plans: the main run of RLHF, each iteration of which is an early-stopping point, and those to compare with.
     alphas: ratios of model averaging; α multiplies the post-RLHF weights, as in the paper. 0 and 1 are the end points
       that are measured anyway, and need not be given.
+    extrapolations: ratios above 1, beyond the model after RLHF: ExPO (Zheng et al. 2024, arXiv 2404.16792).
     num_parts: groups of layers from input to output; 1 for no part-wise averaging.
     part_alphas: ratios of the part that is averaged; the others keep the weights of θ (paper, section 5.1).
     patterns: what is added to α in every part, such as (0, 0, -0.1) for the paper's (α|α|α-0.1) (figure 8).
     pattern_alphas: the α of the patterns.
 
   Raises:
-    ConfigError: if a ratio is not in [0, 1], or a pattern has not `num_parts` numbers.
+    ConfigError: if a ratio is not in [0, 1] (above 1 for extrapolations), or a pattern has not `num_parts` numbers.
   """
   for name, values in (("alphas", alphas), ("part_alphas", part_alphas)):
     outside = [a for a in values if not 0 <= a <= 1]
     if outside:
       raise ConfigError(f"averaging.{name}: expected ratios from 0 to 1, found {outside}")
+  inside = [a for a in extrapolations if not 1 < a < float("inf")]
+  if inside:
+    raise ConfigError(f"averaging.extrapolations: expected ratios above 1, found {inside}")
   names = _groups(params, num_parts).names
   num_iterations = tuning.num_iterations(plans[0])
   # The end points of the path were measured already: they are the same models.
@@ -206,6 +212,10 @@ def candidates(
   found += [
     Candidate(AVERAGED, f"α = {alpha:g}", dict.fromkeys(names, alpha), same.get(alpha))
     for alpha in sorted({0.0, 1.0, *alphas})
+  ]
+  found += [
+    Candidate(BEYOND, f"α = {alpha:g}", dict.fromkeys(names, alpha), None)
+    for alpha in extrapolations
   ]
   if len(names) > 1:
     found += [
@@ -231,7 +241,7 @@ def _patterned(alpha: float, pattern: Sequence[float], names: Sequence[str]) -> 
   return Candidate(PATTERNS, label, dict(zip(names, ratios, strict=True)), None)
 
 
-def weights(candidate: Candidate, *, tuned: Params, setting: tuning.Setting) -> Params:
+def weights(candidate: Candidate, tuned: Params, setting: tuning.Setting) -> Params:
   """The weights of a candidate; `tuned` are those after the main run."""
   if candidate.iteration == 0:
     return setting.reference
@@ -242,7 +252,8 @@ def weights(candidate: Candidate, *, tuned: Params, setting: tuning.Setting) -> 
   if candidate.average is not None:
     return candidate.average.make()
   groups = _groups(tuned, len(candidate.coefficients))
-  return lerp(setting.reference, tuned, parts.coefficients(groups, candidate.coefficients))
+  ratios = parts.coefficients(groups, candidate.coefficients)
+  return lerp(setting.reference, tuned, ratios, extrapolate=candidate.family == BEYOND)
 
 
 def _groups(params: Params, num_parts: int) -> parts.Parts:

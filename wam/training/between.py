@@ -1,4 +1,4 @@
-"""The policies between two sets of weights: log-likelihoods of completions, and their derivatives along the parts.
+"""The policies between two sets of weights: what they make of completions, and its derivatives along the parts.
 
 What a search for ratios asks of its models. Leaves out the search and where completions come from.
 """
@@ -14,10 +14,13 @@ import numpy as np
 from wam.core.errors import NonFinite, unknown_name
 from wam.core.types import Params, PyTree
 from wam.losses import sequence
+from wam.losses.policy_gradient import entropy
 from wam.merging import adaptive
 from wam.models import stacking
 from wam.models.decoder import LanguageModel
 from wam.training import sharding
+
+OBJECTIVES = ("likelihood", "entropy")
 
 
 class Weighted(NamedTuple):
@@ -51,6 +54,7 @@ class Between:
     temperature: float = 1.0,
     rows_per_call: int = 8,
     mode: str = "forward",
+    objective: str = "likelihood",
     dtype: str = "float32",
     place: Callable[[PyTree], PyTree] = lambda batch: batch,
   ):
@@ -65,6 +69,7 @@ class Between:
       temperature: all logits are divided by it.
       rows_per_call: completions of one forward pass, to bound its memory.
       mode: of the derivatives, a key of `adaptive.MODES`.
+      objective: "likelihood" of the tokens, or minus the "entropy" of what is predicted in their place.
       dtype: of the computation.
       place: puts arrays [B, ...] that every process holds on the devices.
     """
@@ -74,11 +79,18 @@ class Between:
     self._rows, self._place = rows_per_call, place
     if mode not in adaptive.MODES:
       raise unknown_name("mode", mode, adaptive.MODES)
+    if objective not in OBJECTIVES:
+      raise unknown_name("objective", objective, OBJECTIVES)
     # One subtree a layer: a direction that begins in a layer costs nothing before it.
     unrolled = jax.eval_shape(stacking.unstack_layers, reference)
     by_layer = adaptive.layout(unrolled, num_parts, **keywords)
     self._evaluate = functools.partial(
-      _evaluate, model=model, layout=by_layer, temperature=temperature, dtype=jnp.dtype(dtype)
+      _evaluate,
+      model=model,
+      layout=by_layer,
+      objective=objective,
+      temperature=temperature,
+      dtype=jnp.dtype(dtype),
     )
     self._mode = mode
 
@@ -92,15 +104,15 @@ class Between:
     steps = np.asarray(ratios, np.float32)
     return adaptive.merge(self.layout, *self._ends, steps, alpha=alpha, extrapolate=True)
 
-  def log_likelihood(self, ratios: Any, alpha: float, examples: Weighted) -> float:
-    """Σ weights·log π(token | tokens before), in nats."""
+  def value(self, ratios: Any, alpha: float, examples: Weighted) -> float:
+    """Σ weights·log π(token | tokens before), or minus Σ weights·entropy, in nats."""
     batches = self._batches(examples)
     return sum(
       float(self._evaluate(*self._at(ratios, alpha), batch, mode="value")) for batch in batches
     )
 
   def gradient(self, ratios: Any, alpha: float, examples: Weighted) -> tuple[float, np.ndarray]:
-    """As `log_likelihood`, with its derivatives [K] float64 with respect to the ratios.
+    """As `value`, with its derivatives [K] float64 with respect to the ratios.
 
     Raises:
       NonFinite: if the value or a derivative is NaN or infinite.
@@ -111,7 +123,7 @@ class Between:
       total, slopes = total + float(part), slopes + np.asarray(slope, np.float64)
     if not np.isfinite([total, *slopes]).all():
       raise NonFinite(
-        f"the log-likelihood at the ratios {np.asarray(ratios).tolist()} is {total}, its slopes {slopes.tolist()}"
+        f"the objective at the ratios {np.asarray(ratios).tolist()} is {total}, its slopes {slopes.tolist()}"
       )
     return total, slopes
 
@@ -128,7 +140,7 @@ class Between:
       yield self._place(Weighted(tokens, mask, weights * real))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layout", "mode", "dtype"))
+@functools.partial(jax.jit, static_argnames=("model", "layout", "objective", "mode", "dtype"))
 def _evaluate(
   ratios: jax.Array,
   alpha: jax.Array,
@@ -139,16 +151,19 @@ def _evaluate(
   temperature: jax.Array | float,
   model: LanguageModel,
   layout: adaptive.Layout,
+  objective: str,
   mode: str,
   dtype: Any,
 ) -> Any:
-  """Σ weights·log π, and but for the mode "value" its derivatives; the layout is that of unrolled layers."""
+  """The objective, and but for the mode "value" its derivatives; the layout is that of unrolled layers."""
 
   def total(params: Params, batch: Weighted) -> jax.Array:
     # Slot t - 1 predicts token t; the logits of prompts are never made.
     first = batch.tokens.shape[1] - batch.weights.shape[1] - 1
     output = model.apply(params, batch.tokens, mask=batch.mask, dtype=dtype, logits=False)
     logits = model.logits(params, output.hidden[:, first:]) / temperature
+    if objective == "entropy":
+      return -sequence.masked_sum(entropy(logits[:, :-1]), batch.weights)
     logprobs = sequence.token_logprobs(logits, batch.tokens[:, first:])
     return sequence.masked_sum(logprobs[:, 1:], batch.weights)
 

@@ -35,7 +35,7 @@ class Averaging:
     num_parts: K.
     parts: keywords of `adaptive.layout`: split, scope, biases, embeddings, final_norm, head. The paper's: linear
       layers only, the head with α.
-    form: "projected", "coded" or "printed", see `ratios.form`.
+    form: "projected", "coded", "printed" or "free", see `ratios.form`.
     epsilon: how near α the ratios have to stay.
     penalty: of the regulariser Σ_layers w_l |α_l - α|, 1e-4 in the authors' code.
     optimizer: keywords of `optimizers.make` without `total_steps`, for gradient steps. The paper has Adam with 2e-5
@@ -102,6 +102,7 @@ class Search:
     *,
     run: Run,
     stage: str,
+    objective: str = "likelihood",
   ):
     """Places the models on the run's mesh, and reads where the search was left.
 
@@ -113,6 +114,7 @@ class Search:
       temperature: of the policies.
       run: the open workdir.
       stage: names the search.
+      objective: of `between.OBJECTIVES`.
     """
     where = iterations.parameter_shardings(reference, run)
     ends = [sharding.put(weights, where, copy=False) for weights in (reference, tuned)]
@@ -124,6 +126,7 @@ class Search:
       temperature=temperature,
       rows_per_call=config.rows_per_call,
       mode=config.mode,
+      objective=objective,
       dtype=config.dtype,
       place=lambda batch: sharding.put_whole_batch(batch, run.mesh),
     )
