@@ -162,7 +162,7 @@ def patterns(runs: Runs) -> Finding:
 
   parts = {algorithm: compare(members, above) for algorithm, members in runs.items()}
   return finding(
-    parts, "mean skill of unequal patterns above the curve of equal ratios at the same reward"
+    parts, "mean skill of unequal patterns above the front of equal ratios at the same reward"
   )
 
 
@@ -183,7 +183,7 @@ def algorithms(runs: Runs) -> Finding:
 
 
 def gain(run: Measured, row: int) -> float:
-  """Mean skill of a point above the curve of equal ratios, at the same reward."""
+  """Mean skill of a point above the front of equal ratios, at the same reward."""
   curve = [run.before, *run.of(recipe.AVERAGED)]
   return measurements.at_equal_reward(run, row, curve, MEAN)
 
@@ -202,7 +202,7 @@ def adaptive(runs: Runs) -> Finding:
   }
   return finding(
     parts,
-    "mean skill of adaptive averages (K = 3) above the curve of equal ratios at the same reward",
+    "mean skill of adaptive averages (K = 3) above the front of equal ratios at the same reward",
   )
 
 
@@ -214,7 +214,7 @@ def three_parts(runs: Runs) -> Finding:
     )
     for other in (2, 6)
   }
-  return finding(parts, "mean skill above the curve of equal ratios at the same reward")
+  return finding(parts, "mean skill above the front of equal ratios at the same reward")
 
 
 def objective(anchors: str | None) -> Callable[[Runs], Finding]:
@@ -228,7 +228,7 @@ def objective(anchors: str | None) -> Callable[[Runs], Finding]:
   def find(runs: Runs) -> Finding:
     return finding(
       {algorithm: compare(members, agreement) for algorithm, members in runs.items()},
-      "rank correlation, over a grid of ratios with mean 0.4, of the objective and the mean skill above the curve of"
+      "rank correlation, over a grid of ratios with mean 0.6, of the objective and the mean skill above the front of"
       " equal ratios at the same reward",
     )
 

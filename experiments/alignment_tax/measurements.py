@@ -130,14 +130,13 @@ def hypervolume(run: Measured, rows: Sequence[int], column: str) -> float:
 
 
 def at_equal_reward(run: Measured, row: int, curve: Sequence[int], column: str) -> float:
-  """How far a point lies above a curve of other points in `column`, at its own reward.
+  """How far a point lies above the front of other points in `column`, at its own reward.
 
-  The curve goes straight from point to point by reward; where two points have one reward the better counts, and outside
-  the curve its nearest end.
+  The front goes straight from one point of `curve` that no other dominates to the next; outside, its nearest end is it.
   """
-  reward, score = run.column(REWARD), run.column(column)
-  order = sorted(curve, key=lambda i: (reward[i], score[i]))
-  return float(score[row] - np.interp(reward[row], reward[order], score[order]))
+  plane = np.stack([run.column(REWARD), run.column(column)], axis=1)
+  reward, score = plane[[curve[i] for i in pareto.front(plane[list(curve)])]].T
+  return float(plane[row, 1] - np.interp(plane[row, 0], reward, score))
 
 
 def objective(run: Measured, row: int, anchors: str | None) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "alignment_tax" / "tiny.py"
+# Where the tax sets in along equal ratios; below, all skills are whole (the paper's 0.2 to 0.4 are there).
+ALPHAS = [0.4, 0.6, 0.8]
 ALGORITHMS = ("rsf", "ppo", "dpo")
 DISTILLED = {
   "batch_size": 32,
@@ -45,11 +47,14 @@ def config(algorithm: str, seed: int) -> dict[str, Any]:
   # Another world for every seed, too: the claims are not about one set of facts.
   made["problem"]["seed"] = seed
   made["averaging"]["patterns"] = [[0.0, 0.0, -0.1], [0.0, -0.1, -0.1]]
+  made["averaging"]["pattern_alphas"] = ALPHAS
   made["adaptive"] = {
-    "alphas": [0.2, 0.4, 0.6],
+    "alphas": ALPHAS,
+    # Equal ratios are then the points of model averaging.
+    "parts": {"scope": "all"},
     "num_parts": [3, 2, 6] if algorithm == "rsf" else [3],
     "anchors": ["none", "samples", "corpus"] if algorithm == "rsf" else ["none"],
-    "grid": {"alpha": 0.4, "step": 0.2},
+    "grid": {"alpha": 0.6, "step": 0.2},
     "examples": {"num_prompts": 1024, "samples_per_prompt": 4, "pool": 1000, "size": 400},
     "num_starts": 2,
     "rows_per_call": 200,

@@ -128,6 +128,10 @@ def test_curves_go_straight_from_point_to_point():
   exact.values[middle, [0, -1]] = 0.4, 0.9
   above = measurements.at_equal_reward(exact, middle, rows, "mean")
   assert above == pytest.approx(0.9 - 0.6)
+  # A point that another one dominates is no part of the front.
+  rows.append(exact.labels.index("α = 0.75"))
+  exact.values[rows[-1], [0, -1]] = 0.3, 0.0
+  assert measurements.at_equal_reward(exact, middle, rows, "mean") == pytest.approx(above)
 
 
 def test_claims_need_their_runs():
