@@ -25,6 +25,7 @@ import numpy as np
 
 from wam.core import rng
 from wam.core.errors import ConfigError, unknown_name
+from wam.data import corruption
 from wam.data.examples import AnswerItem, ChoiceItem, Example, Pair
 from wam.data.words import (
   COLOURS,
@@ -304,11 +305,8 @@ class World:
       if draw.random() >= 1 / (1 + np.exp(-sharpness * advantage)):
         first, second = second, first
       pairs.append(Pair(prompt, first, second))
-    for i in rng.generator(self.seed, f"world/label_noise/{split}").permutation(count)[
-      : int(label_noise * count)
-    ]:
-      pairs[i] = Pair(pairs[i].prompt, pairs[i].rejected, pairs[i].chosen)
-    return pairs
+    stream = f"world/label_noise/{split}"
+    return corruption.swap_labels(pairs, label_noise, seed=self.seed, stream=stream).pairs
 
   def demonstrations(self, split: str, count: int) -> list[Example]:
     """What supervised fine-tuning imitates: the four tasks in equal parts, shuffled."""
