@@ -6,20 +6,18 @@ Leaves out ensembles and averages of reward models (rewards, recipes).
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wam.core.errors import BadData
 from wam.core.types import Params, PyTree
-from wam.losses import preference
 from wam.models.heads import ScalarModel
 from wam.rewards import scorers
-from wam.training import loop, optimizers, sharding
-from wam.training.state import Frozen, LossFn, Pair
+from wam.training import loop, optimizers, pair_objectives, sharding
 from wam.training.workdir import Run
 
 HEAD = r"head/.*"
+make_loss = pair_objectives.bradley_terry
+count_tokens = pair_objectives.count_tokens
 
 
 def run(
@@ -35,6 +33,7 @@ def run(
   probe_optimizer: Mapping[str, Any] | None = None,
   center_rewards_coefficient: float = 0.0,
   margin: float = 0.0,
+  dropout: float = 0.0,
   dtype: str = "float32",
   remat: bool = False,
   accumulate_steps: int = 1,
@@ -54,6 +53,7 @@ def run(
     probe_optimizer: for the probe; default `optimizer`.
     center_rewards_coefficient: c of c·(r⁺ + r⁻)², which holds the rewards around 0; 0.01 is usual.
     margin: the chosen reward ought to be higher by this.
+    dropout: of the features that the head reads, in both phases; see `pair_objectives.bradley_terry`.
     dtype, remat, accumulate_steps, log_every: as in `sft.run`.
 
   Raises:
@@ -63,6 +63,7 @@ def run(
     model,
     center_rewards_coefficient=center_rewards_coefficient,
     margin=margin,
+    dropout=dropout,
     dtype=dtype,
     remat=remat,
   )
@@ -92,42 +93,6 @@ def run(
     log_every=log_every,
     count_tokens=count_tokens,
   )
-
-
-def make_loss(
-  model: ScalarModel,
-  *,
-  center_rewards_coefficient: float = 0.0,
-  margin: float = 0.0,
-  dtype: str = "float32",
-  remat: bool = False,
-) -> LossFn:
-  """Σ over pairs of -log σ(r⁺ - r⁻ - margin) + c·(r⁺ + r⁻)², and the number of pairs.
-
-  Metrics: "accuracy" (ties count 1/2), "margin" (r⁺ - r⁻) and "reward" (mean of both).
-  """
-
-  def loss_fn(
-    params: Params, batch: PyTree, key: jax.Array, frozen: Frozen | None = None
-  ) -> tuple[jax.Array, jax.Array, dict[str, Pair]]:
-    del key, frozen  # nothing random in the forward pass
-    # One pass over both; side by side, so that a pair stays on its device.
-    tokens = _side_by_side(batch["chosen"], batch["rejected"])
-    mask = _side_by_side(batch["chosen_mask"], batch["rejected_mask"])
-    rewards = model.apply(params, tokens, mask=mask, dtype=jnp.dtype(dtype), remat=remat)
-    chosen, rejected = rewards[0::2], rewards[1::2]
-    losses = preference.bradley_terry(chosen, rejected, margin)
-    if center_rewards_coefficient:
-      losses += center_rewards_coefficient * preference.centering(chosen, rejected)
-    pairs = jnp.asarray(chosen.shape[0], jnp.float32)
-    metrics = {
-      "accuracy": (jnp.sum(preference.correct(chosen, rejected)), pairs),
-      "margin": (jnp.sum(chosen - rejected), pairs),
-      "reward": (0.5 * jnp.sum(chosen + rejected), pairs),
-    }
-    return jnp.sum(losses), pairs, metrics
-
-  return loss_fn
 
 
 def evaluate(
@@ -206,13 +171,3 @@ def normalise(params: Params, rewards: np.ndarray) -> Params:
   head = params["head"]
   scaled = {"kernel": head["kernel"] / std, "bias": (head["bias"] - mean) / std}
   return params | {"head": scaled}
-
-
-def count_tokens(batch: PyTree) -> int:
-  """Real tokens of a batch of pairs."""
-  return int(np.count_nonzero(batch["chosen_mask"]) + np.count_nonzero(batch["rejected_mask"]))
-
-
-def _side_by_side(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-  """[B, T], [B, T] -> [2B, T]: chosen in the even rows."""
-  return jnp.stack([chosen, rejected], axis=1).reshape(-1, chosen.shape[1])
