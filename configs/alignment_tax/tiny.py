@@ -44,7 +44,7 @@ ALGORITHMS = {
     "num_epochs": 3.0,
     "batch_size": 64,
     "beta": 0.1,
-    "optimizer": {"learning_rate": 3e-4, "schedule": "linear", "warmup_percent": 5},
+    "optimizer": {"learning_rate": 1e-3, "schedule": "linear", "warmup_percent": 5},
   },
 }
 

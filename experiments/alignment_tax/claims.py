@@ -223,13 +223,15 @@ def objective(anchors: str | None) -> Callable[[Runs], Finding]:
   def agreement(run: Measured) -> float:
     rows = run.of(recipe.GRID)
     thought = [measurements.objective(run, row, anchors) for row in rows]
-    return float(scipy.stats.spearmanr(thought, [gain(run, row) for row in rows]).statistic)
+    gains = [gain(run, row) for row in rows]
+    # Where no ratio costs any skill there is nothing to agree with.
+    return float(scipy.stats.spearmanr(thought, gains).statistic) if np.ptp(gains) > 0 else 0.0
 
   def find(runs: Runs) -> Finding:
     return finding(
       {algorithm: compare(members, agreement) for algorithm, members in runs.items()},
       "rank correlation, over a grid of ratios with mean 0.6, of the objective and the mean skill above the front of"
-      " equal ratios at the same reward",
+      " equal ratios at the same reward (0 where no ratio has any)",
     )
 
   return find
