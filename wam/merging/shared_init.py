@@ -19,12 +19,14 @@ from wam.merging import members as aligned
 
 # A delta δ that is orthogonal to θ_init and as long as it leaves a cosine of 0.71; a stranger has one around 0.
 SMALLEST_COSINE = 0.5
+VECTORS = ("scale", "bias")
 
 
 class Kinship(NamedTuple):
-  """How members lie to their init and to each other, over the leaves with two axes or more; float64.
+  """How members lie to their init and to each other, over the matrices; float64.
 
-  Norm scales and biases start from the same values in every network, and would make strangers look akin.
+  Scales of norms and biases, stacked or not, start from the same values in every network, and would make strangers look
+  akin: leaves called "scale" or "bias" and those with one axis are left out.
 
   Attributes:
     cosines: [M], of θ_m and θ_init.
@@ -46,20 +48,24 @@ def kinship(members: Any, init: Params) -> Kinship:
 
   Raises:
     MismatchedTrees: names the leaves whose names, shapes or dtypes are not those of `init`.
-    ConfigError: if there is no member, or `init` has no leaf with two axes that is not zero.
+    ConfigError: if there is no member, or `init` has no matrix that is not zero.
   """
   every = aligned.listed(members)
   labels = ["init", *(f"member {m}" for m in range(len(every)))]
   columns = aligned.columns([init, *every], names=labels)
   matrices = {
-    n: x for n, x in columns.leaves.items() if x[0].ndim > 1 and aligned.is_floating(x[0])
+    name: values
+    for name, values in columns.leaves.items()
+    if np.ndim(values[0]) > 1
+    and aligned.is_floating(values[0])
+    and name.rsplit("/", 1)[-1] not in VECTORS
   }
   total = np.zeros((len(labels), len(labels)))
   for values in matrices.values():
     total += np.asarray(_gram(values), np.float64)
   size = np.sqrt(total[0, 0])
   if not size > 0:
-    raise ConfigError("init: no leaf with two axes or more that is not zero, so nothing to compare")
+    raise ConfigError("init: no matrix that is not zero, so there is nothing to compare")
   # Deltas by bilinearity would cancel: they are summed as they are.
   between = np.zeros((len(every), len(every)))
   for values in matrices.values():

@@ -132,9 +132,11 @@ def make_update(
       return one(*arguments, frozen)
 
     if own.seed.shape[0] == 1:
-      alone = of_member(jax.tree.map(lambda x: x[0], arguments))
+      alone = _closed(of_member, jax.tree.map(lambda x: x[0], arguments))
       return jax.tree.map(lambda x: jnp.expand_dims(x, 0), alone)
-    return jax.vmap(of_member)(arguments) if vectorize else jax.lax.map(of_member, arguments)
+    if vectorize:
+      return jax.vmap(of_member)(arguments)
+    return jax.lax.map(lambda xs: _closed(of_member, xs), arguments)
 
   if mesh is None or mesh.shape.get(AXIS, 1) == 1:
     return several
@@ -148,6 +150,19 @@ def make_update(
     axis_names={AXIS},
     check_vma=False,
   )
+
+
+def _closed(of_member: Callable[[Any], Any], arguments: tuple[TrainState, PyTree, Own]) -> Any:
+  """of_member(arguments) as a computation of its own, which XLA fuses as it fuses the program of a single run.
+
+  Fused with the writing of its results into slices, Adam's moments are computed twice, and products and sums contracted
+  in another way: a last bit of some parameters differs after a few steps. XLA fuses nothing into a branch, and cannot
+  know that this one is always taken; optimization barriers do not hold it back on a CPU.
+  """
+  state = arguments[0]
+  shapes = jax.eval_shape(of_member, arguments)
+  none = lambda _: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
+  return jax.lax.cond(state.step >= 0, of_member, none, arguments)
 
 
 class MemberBatches:
