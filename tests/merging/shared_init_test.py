@@ -53,6 +53,14 @@ def test_strangers_are_refused_with_the_figures():
   np.testing.assert_array_equal(found.deltas[0], 0.0)
 
 
+def test_a_head_of_large_numbers_does_not_hide_strangers():
+  head = {"head": {"kernel": np.full((40, 1), 5.0, np.float32)}}
+  with pytest.raises(ConfigError, match="do not share the init: 1 "):
+    shared_init.check_shared_init([network(0) | head, network(7) | head], network(0) | head)
+  other = {"head": {"kernel": -head["head"]["kernel"]}}
+  shared_init.check_shared_init([network(0) | other], network(0) | head)
+
+
 def test_a_long_training_is_no_stranger():
   """As far from the init as the init is from the origin, in a direction of its own: cosine 1 / √2."""
   init = network(0)

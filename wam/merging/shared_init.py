@@ -26,7 +26,8 @@ class Kinship(NamedTuple):
   """How members lie to their init and to each other, over the matrices; float64.
 
   Scales of norms and biases, stacked or not, start from the same values in every network, and would make strangers look
-  akin: leaves called "scale" or "bias" and those with one axis are left out.
+  akin: leaves called "scale" or "bias" and those with one axis are left out. Every matrix is divided by the root mean
+  square of its init, so that one of large numbers (a head) does not decide; one that starts at zero is left out.
 
   Attributes:
     cosines: [M], of θ_m and θ_init.
@@ -61,16 +62,18 @@ def kinship(members: Any, init: Params) -> Kinship:
     and name.rsplit("/", 1)[-1] not in VECTORS
   }
   total = np.zeros((len(labels), len(labels)))
+  between = np.zeros((len(every), len(every)))
   for values in matrices.values():
-    total += np.asarray(_gram(values), np.float64)
+    products = np.asarray(_gram(values), np.float64)
+    if products[0, 0] > 0:
+      factor = np.size(values[0]) / products[0, 0]
+      total += factor * products
+      # Deltas by bilinearity would cancel: they are summed as they are.
+      wide = [jnp.asarray(v, jnp.float32) for v in values]
+      between += factor * np.asarray(_gram(tuple(v - wide[0] for v in wide[1:])), np.float64)
   size = np.sqrt(total[0, 0])
   if not size > 0:
     raise ConfigError("init: no matrix that is not zero, so there is nothing to compare")
-  # Deltas by bilinearity would cancel: they are summed as they are.
-  between = np.zeros((len(every), len(every)))
-  for values in matrices.values():
-    wide = [jnp.asarray(v, jnp.float32) for v in values]
-    between += np.asarray(_gram(tuple(v - wide[0] for v in wide[1:])), np.float64)
   lengths = np.sqrt(np.diag(between))
   norms = np.sqrt(np.diag(total))[1:]
   products = np.outer(lengths, lengths)
