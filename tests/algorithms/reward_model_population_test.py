@@ -109,6 +109,7 @@ def test_jobs_meet(sequential, tmp_path):
   assert_same_bits(jax.device_get(found), sequential)
 
 
+@pytest.mark.slow
 def test_a_probed_head_is_shared_by_all_members(tmp_path):
   """Baklava: trunks of two checkpoints, one head, probed on the last of them; learning rates of 0 show the starts."""
   early = start()
@@ -125,6 +126,16 @@ def test_a_probed_head_is_shared_by_all_members(tmp_path):
     own = jax.tree.map(lambda x, m=m: x[m], found)
     assert_same_bits(own["head"], jax.tree.map(lambda x: x[0], found["head"]))
     assert_same_bits(own["decoder"], jax.device_get(start_of_member["decoder"]))
+
+
+def test_starts_get_one_head_and_stay_what_they_are():
+  early, late = start(), start(1)
+  found = reward_model_population.with_head([early, early, late], late["head"])
+  assert found[0] is found[1]  # one tree stays one: it is repeated in the program, not copied
+  for m, start_of_member in enumerate((early, early, late)):
+    assert found[m]["decoder"] is start_of_member["decoder"]
+    assert found[m]["head"] is late["head"]
+  assert early["head"] is not late["head"]
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def sequential(tmp_path_factory):
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory):
   directory = tmp_path_factory.mktemp("mapped")
-  return train(directory, vectorize=False), timeless(directory)
+  return train(directory, vectorize=False), timeless(directory), directory
 
 
 def test_one_program_gives_the_bits_of_the_members_own_runs(sequential, mapped):
@@ -179,9 +179,9 @@ def test_learning_rates_are_those_of_a_plain_run(tmp_path):
 @pytest.mark.parametrize(
   ("axes", "devices"),
   [
-    ({"member": 4}, 4),
-    pytest.param({"member": 2, "data": 1}, 2, marks=pytest.mark.slow),
-    ({"member": 2, "data": 2, "fsdp": 2}, 8),
+    pytest.param({"member": 4}, 4, marks=pytest.mark.slow),
+    ({"member": 2, "data": 1}, 2),
+    pytest.param({"member": 2, "data": 2, "fsdp": 2}, 8, marks=pytest.mark.slow),
   ],
 )
 def test_members_over_devices(axes, devices, sequential, tmp_path):
@@ -316,9 +316,8 @@ def test_merges_are_reductions_over_the_member_axis(mapped):
   assert_same_bits(spherical.slerp_iterative(toy.init(), stacked), apart)
 
 
-def test_members_can_be_loaded_and_saved_alone(sequential, tmp_path):
-  train(tmp_path, vectorize=False)
-  with open_run(tmp_path) as run:
+def test_members_can_be_loaded_and_saved_alone(sequential, mapped, tmp_path):
+  with open_run(mapped[2]) as run:
     third = member_runs.load_member(four(), 3, run=run)
     stacked = member_axis.load_stacked(four(), toy.init(), run=run)
     with pytest.raises(ConfigError, match="no member 4 of 4"):

@@ -16,7 +16,7 @@ import optax
 
 from wam.core import sections
 from wam.core.errors import ConfigError
-from wam.core.types import Params, PyTree
+from wam.core.types import PyTree
 from wam.training import optimizers
 from wam.training.state import LossFn
 
