@@ -95,7 +95,8 @@ def fit(
     return finished
   for m in range(population.size):
     fit_member(population, m, every[m], batches[m], run=run, frozen=frozen)
-  return gather(population, every[0], run=run, allow_unrelated=allow_unrelated)
+  # Where they start has been checked; how far they went since is no question of their init.
+  return gather(population, every[0], run=run, allow_unrelated=True)
 
 
 def gather(
@@ -114,8 +115,8 @@ def gather(
     population: the stage and its members.
     like: a tree of the shapes and dtypes of one member.
     run: the open workdir; its mesh may have an axis `member`.
-    init: what the members are compared with; default the first of them.
-    allow_unrelated: accept members that share no init.
+    init: what the members are compared with, since jobs may have started from anything; default the first of them.
+    allow_unrelated: accept members that share no init, or that have gone so far from it that it cannot be told.
 
   Raises:
     MissingFile: names the members that are not done.
