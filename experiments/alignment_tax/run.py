@@ -17,17 +17,19 @@ def main(arguments: Sequence[str]) -> int:
   """See `--help`."""
   parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
   parser.add_argument("--workdirs", type=pathlib.Path, default=pathlib.Path("runs/experiments"))
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--algorithms", nargs="+", choices=runs.ALGORITHMS, default=runs.ALGORITHMS)
   parser.add_argument(
     "--hardware", default=f"{platform.machine()} CPU", help="what to write into the ledger"
   )
-  parser.add_argument(
+  steps = parser.add_mutually_exclusive_group()
+  steps.add_argument(
     "--train-only", action="store_true", help="judge nothing: the runs are shared among processes"
   )
+  steps.add_argument("--judge-only", action="store_true", help="train nothing: the runs are done")
   options = parser.parse_args(arguments)
   for algorithm in options.algorithms:
-    for seed in options.seeds:
+    for seed in [] if options.judge_only else options.seeds:
       train(algorithm, seed, options.workdirs)
   if options.train_only:
     return 0

@@ -36,6 +36,7 @@ _OTHERS = (
   Style("#56B4E9", "cross", "P", "✚"),
   Style("#8C6BB1", "x", "X", "✖"),
   Style("#888888", "pentagon", "p", "⬟"),
+  Style("#A6761D", "hexagon", "h", "⬢"),
 )
 
 
