@@ -17,7 +17,7 @@ from wam.core.types import Params
 from wam.generation.rollouts import Rollout
 from wam.merging import adaptive, ratios
 from wam.recipes import tuning
-from wam.recipes.stages import sampling_settings
+from wam.recipes.policies import sampling_settings
 from wam.recipes.tuning import Setting, prompts
 from wam.training import iterations, sharding
 from wam.training.between import Between, Weighted

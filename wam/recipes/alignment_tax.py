@@ -20,7 +20,7 @@ from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.merging.averages import lerp
 from wam.recipes import adaptive as adaptive_averages
-from wam.recipes import fronts, points, problems, stages, tuning
+from wam.recipes import fronts, points, policies, problems, reward_models, stages, tuning
 from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
@@ -97,7 +97,8 @@ def alignment_tax(
   show: bool,
 ) -> None:
   """The recipe, top to bottom; every argument but the last four is a section of the config."""
-  stages.check(pretrain=pretrain, sft=sft, reward_model=reward_model, sampling=sampling)
+  stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
+  reward_models.check(reward_model)
   plans = tuning.plans(
     algorithms={"rsf": rsf, "ppo": ppo, "dpo": dpo, "reinforce": reinforce},
     mitigation=mitigation,
@@ -106,7 +107,7 @@ def alignment_tax(
   sections.check(candidates, averaging, "averaging", given=["params", "plans"])
   sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
   data = problems.make(problem)
-  policy = stages.load_or_make(data.tokenizer(), seed=seed, section=model)
+  policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
   tuning.check(plans, policy, data, sampling)
   models = candidates(params=policy.params, plans=plans, **averaging)
   if adaptive is not None:
@@ -117,16 +118,10 @@ def alignment_tax(
     Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
   ) as current:
     # θ_0
-    params = policy.params
-    if pretrain is not None:
-      params = stages.supervised(policy, params, data.corpus, current, "pretrain", pretrain)
-    base = params
-    if sft is not None:
-      params = stages.supervised(policy, params, data.demonstrations, current, "sft", sft)
-    reference = params
+    base, reference = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
 
     # the rewards
-    rewards = stages.rewards(
+    rewards = reward_models.train(
       policy, reference, data, current, section=reward_model, sampling=sampling
     )
 
@@ -166,7 +161,7 @@ def alignment_tax(
     for name, label in named.items():
       chosen = next((model for model in models if model.label == label), None)
       if chosen is not None:
-        stages.export(policy, make(chosen), workdir / "models" / name)
+        policies.export(policy, make(chosen), workdir / "models" / name)
 
 
 def candidates(

@@ -21,8 +21,8 @@ from wam.data import encoding
 from wam.evaluation import metrics, tasks
 from wam.evaluation.divergence import kl_to_reference
 from wam.generation.sampling import generate
+from wam.recipes.policies import Policy, sampling_settings
 from wam.recipes.problems import Problem
-from wam.recipes.stages import Policy, sampling_settings
 from wam.rewards.scorers import RolloutScorer
 from wam.training import sharding
 from wam.training.progress import Progress

@@ -18,8 +18,10 @@ from wam.core.errors import BadData, ConfigError, unknown_name
 from wam.core.types import Params
 from wam.data import encoding
 from wam.generation import kept_samples
+from wam.recipes.policies import Policy, sampling_settings
 from wam.recipes.problems import Problem
-from wam.recipes.stages import Policy, Rewards, check_optimizer, sampling_settings
+from wam.recipes.reward_models import Rewards
+from wam.recipes.stages import check_optimizer
 from wam.training import iterations, mitigations
 from wam.training.mitigations import Mitigation
 from wam.training.workdir import Run
