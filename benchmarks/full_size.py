@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wam.algorithms import reward_model
 from wam.core.errors import unknown_name
 from wam.generation import sampling
 from wam.models.config import DecoderConfig
 from wam.models.decoder import LanguageModel
 from wam.models.families import config_from_hf
 from wam.models.heads import ScalarModel
-from wam.training import objectives, optimizers, sharding, state
+from wam.training import objectives, optimizers, pair_objectives, sharding, state
 from wam.training.state import LossFn
 from wam.training.step import make_update
 
@@ -122,7 +121,7 @@ def rsf(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Program:
 def reward(config: Mapping[str, Any], model: LanguageModel, mesh: Mesh) -> Program:
   """An update of the reward model; θ_0 lies beside it."""
   section, scalar = config["reward_model"], ScalarModel(model.config)
-  loss_fn = reward_model.make_loss(scalar, dtype=section["dtype"], remat=section["remat"])
+  loss_fn = pair_objectives.bradley_terry(scalar, dtype=section["dtype"], remat=section["remat"])
   shapes = jax.eval_shape(lambda: scalar.init(jax.random.key(0)))
   sides = ("chosen", "rejected")
   names = dict.fromkeys(sides, jnp.int32) | {f"{n}_mask": jnp.bool_ for n in sides}

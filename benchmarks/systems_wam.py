@@ -11,13 +11,12 @@ import numpy as np
 from shape import Shape
 
 from wam.algorithms import dpo as dpo_algorithm
-from wam.algorithms import reward_model as reward_models
 from wam.core.types import Params
 from wam.generation.sampling import generate
 from wam.models.config import DecoderConfig
 from wam.models.decoder import LanguageModel
 from wam.models.heads import ScalarModel
-from wam.training import completions, objectives, optimizers, state, step
+from wam.training import completions, objectives, optimizers, pair_objectives, state, step
 
 Measure = Callable[[], tuple[int, float]]
 
@@ -122,7 +121,7 @@ def reward_model(shape: Shape) -> tuple[Measure, dict[str, str]]:
   """Bradley-Terry's loss of all the weights."""
   model = ScalarModel(_model(shape).config)
   params = model.init(jax.random.key(0), stacked=False)
-  loss_fn = reward_models.make_loss(model)
+  loss_fn = pair_objectives.bradley_terry(model)
   return _steps(loss_fn, params, _pairs(shape), shape.train_steps), _versions()
 
 

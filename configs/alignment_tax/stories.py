@@ -8,7 +8,7 @@ The model is a Llama of 260 K parameters that tells children's stories; the rewa
 continuations, by a reward model trained on labelled sentences; the tax is measured on TinyStories, WikiText-2 and
 LAMBADA. The control reward comes from a second reward model, trained on other sentences.
 
-2-core x86 CPU: 21 min while other work ran on the machine. One run (seed 0, bars over 3 sampling seeds): held-out
+RSF, 2-core x86 CPU: 21 min while other work ran on the machine. One run (seed 0, bars over 3 sampling seeds): held-out
 accuracy 78 % (proxy) and 74 % (control); RLHF takes the control reward from -0.05 to 2.17 and TinyStories from 1.44
 to 3.22, WikiText-2 from 5.02 to 7.30 nats per token; α = 0.5 has 1.62, 1.82 and 5.88. LAMBADA is at the floor (1 word
 of 400). Hypervolume against TinyStories: averaging 3.11 (2.95 to 3.31), early stopping 2.50 (2.34 to 2.70).

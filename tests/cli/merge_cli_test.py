@@ -136,7 +136,9 @@ def test_neither_jax_nor_transformers_is_loaded(models, tmp_path):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+# A process that was started in the background ignores Ctrl-C from the start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from wam.streaming import engine
 from wam.cli.main import main
 copy = engine._Run._write

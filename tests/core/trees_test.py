@@ -76,3 +76,5 @@ def test_non_finite_names_the_leaves():
     "step": np.int32(1),
   }
   assert trees.non_finite(bad) == ["deep/inf", "nan"]
+  bad["nan"] = jnp.asarray(bad["nan"])  # some leaves on the device, others on the host
+  assert trees.non_finite(bad) == ["deep/inf", "nan"]

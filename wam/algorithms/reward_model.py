@@ -16,8 +16,6 @@ from wam.training import loop, optimizers, pair_objectives, sharding
 from wam.training.workdir import Run
 
 HEAD = r"head/.*"
-make_loss = pair_objectives.bradley_terry
-count_tokens = pair_objectives.count_tokens
 
 
 def run(
@@ -59,7 +57,7 @@ def run(
   Raises:
     NonFinite, Interrupted, CannotWrite: as `loop.fit`.
   """
-  loss_fn = make_loss(
+  loss_fn = pair_objectives.bradley_terry(
     model,
     center_rewards_coefficient=center_rewards_coefficient,
     margin=margin,
@@ -79,7 +77,7 @@ def run(
       num_steps=probe_steps,
       accumulate_steps=accumulate_steps,
       log_every=log_every,
-      count_tokens=count_tokens,
+      count_tokens=pair_objectives.count_tokens,
     )
   return loop.fit(
     params,
@@ -91,7 +89,7 @@ def run(
     num_steps=num_steps,
     accumulate_steps=accumulate_steps,
     log_every=log_every,
-    count_tokens=count_tokens,
+    count_tokens=pair_objectives.count_tokens,
   )
 
 

@@ -103,7 +103,9 @@ def unstack(tree: PyTree) -> list[PyTree]:
 def non_finite(tree: PyTree) -> list[str]:
   """Names of the floating-point leaves that hold NaN or infinity."""
   flat = {n: x for n, x in flatten(tree).items() if jnp.issubdtype(x.dtype, jnp.floating)}
-  finite = jax.device_get(_all_finite(flat))
+  finite = {n: np.isfinite(x).all() for n, x in flat.items() if not isinstance(x, jax.Array)}
+  # Arrays on the host are looked at there, one by one: a whole model need not fit on the device.
+  finite |= jax.device_get(_all_finite({n: x for n, x in flat.items() if n not in finite}))
   # In the order of the tree: what comes out of a program has its keys sorted.
   return [n for n in flat if not finite[n]]
 
