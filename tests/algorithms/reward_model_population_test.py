@@ -89,7 +89,7 @@ def test_members_on_devices_of_their_own_have_the_same_bits(sequential, tmp_path
 @pytest.mark.slow
 def test_vmap_is_near(sequential, tmp_path):
   """Six updates of at most 1e-2 (the peak), each a few roundings of the gradient off where Adam's ratio is ±1."""
-  found = train(tmp_path)
+  found = train(tmp_path, vectorize=True)
   for name, x in trees.flatten(found).items():
     off = np.abs(x - trees.flatten(sequential)[name])
     assert off.max() < 1e-4, name

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from wam.checkpoints import records
-from wam.core.errors import NonFinite
-from wam.training import loop, optimizers, sharding
+from wam.core.errors import MissingFile, NonFinite
+from wam.training import kept, loop, optimizers, sharding
 from wam.training.progress import Progress
 from wam.training.workdir import Run
 
@@ -119,3 +119,18 @@ def test_plain_progress_is_rare_and_says_what_matters(monkeypatch):
   assert lines[0] == "sft 10/100  0:45 left"
   assert lines[3] == "sft 40/100  loss 2  tokens/s 41234  0:30 left"
   assert lines[-1].endswith("0:50 taken")
+
+
+def test_kept_parameters_are_those_of_a_run_that_ends_there(tmp_path):
+  fit(tmp_path / "long", keep_steps=(4, 7))
+  ended = fit(tmp_path / "short", num_steps=4)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  with Run(tmp_path / "long", seed=0, mesh=mesh, rules=sharding.REPLICATED, show=False) as run:
+    assert kept.steps(run, "toy") == [4, 7]
+    found = kept.load(run, 4, toy.init(), stage="toy")
+    jax.tree.map(np.testing.assert_array_equal, found, ended)
+    assert not np.array_equal(
+      kept.load(run, 7, toy.init(), stage="toy")["a"]["kernel"], found["a"]["kernel"]
+    )
+    with pytest.raises(MissingFile, match="kept/5"):
+      kept.load(run, 5, toy.init(), stage="toy")

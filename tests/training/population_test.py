@@ -13,7 +13,7 @@ from wam.checkpoints import orbax, records
 from wam.core import rng, trees
 from wam.core.errors import ConfigError, MismatchedTrees, MissingFile, NonFinite
 from wam.merging import averages, spherical
-from wam.training import loop, member_axis, member_runs, optimizers, population, sharding
+from wam.training import kept, loop, member_axis, member_runs, optimizers, population, sharding
 from wam.training.interrupts import Interrupted
 from wam.training.members import SETTINGS, Member, Population
 from wam.training.workdir import Run
@@ -122,7 +122,7 @@ def test_one_program_gives_the_bits_of_the_members_own_runs(sequential, mapped):
 
 
 def test_vmap_rounds_in_another_order(sequential, tmp_path):
-  found = train(tmp_path)
+  found = train(tmp_path, vectorize=True)
   for name, x in trees.flatten(found).items():
     # Sums of 8 products in another order, twelve updates of at most 0.1.
     np.testing.assert_allclose(x, trees.flatten(sequential[0])[name], rtol=2e-5, atol=2e-6)
@@ -410,3 +410,21 @@ def test_strangers_can_be_allowed(tmp_path):
 def test_members_that_make_no_sense(member, message):
   with pytest.raises(ConfigError, match=message):
     Population("toy", [Member({"learning_rate": 0.1}), member], loss_fn, 1)
+
+
+def test_what_is_kept_on_the_way_is_the_same_together_and_alone(sequential, tmp_path):
+  found = {}
+  for how in (population.fit, member_runs.fit):
+    train(tmp_path / how.__module__, how, of=four(keep_steps=(5,)))
+    with open_run(tmp_path / how.__module__) as run:
+      assert kept.steps(run, "toy") == [5]
+      found[how] = kept.load(run, 5, sequential[0], stage="toy")
+  assert_same_bits(found[population.fit], found[member_runs.fit])
+  # Half-way is not where they end.
+  assert not np.array_equal(found[population.fit]["a"]["kernel"], sequential[0]["a"]["kernel"])
+
+
+def test_members_are_vectorized_where_there_are_accelerators():
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  assert not population.vectorized(None, mesh)
+  assert population.vectorized(True, mesh)

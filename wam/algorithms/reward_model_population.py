@@ -5,7 +5,7 @@ weight decay, dropout, seed, the order and the labels of their pairs, and the ch
 (Baklava). Leaves out the average and the ensembles (merging, rewards), and one model alone (reward_model.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from wam.core import sections
@@ -32,7 +32,7 @@ def run(
   optimizer: Mapping[str, Any],
   members: Sequence[Mapping[str, Any]],
   mode: str = "together",
-  vectorize: bool = True,
+  vectorize: bool | None = None,
   probe_batches: loop.Batches | None = None,
   probe_steps: int = 0,
   probe_optimizer: Mapping[str, Any] | None = None,
@@ -120,13 +120,14 @@ def recipe(
   remat: bool = False,
   accumulate_steps: int = 1,
   log_every: int = 50,
+  keep_steps: Collection[int] = (),
 ) -> Population:
   """The population of `run` without its probe: what a job that trains one member hands to `member_runs.fit_member`.
 
   Args:
     model, stage, num_steps, optimizer, members: as in `run`.
     center_rewards_coefficient, margin, dtype, remat: of the objective; see `pair_objectives.bradley_terry`.
-    accumulate_steps, log_every: as in `sft.run`.
+    accumulate_steps, log_every, keep_steps: as in `sft.run`.
 
   Raises:
     ConfigError: for a key or a value that makes no sense, or M = 0.
@@ -147,6 +148,7 @@ def recipe(
     num_steps=num_steps,
     accumulate_steps=accumulate_steps,
     log_every=log_every,
+    keep_steps=keep_steps,
     count_tokens=pair_objectives.count_tokens,
   )
 

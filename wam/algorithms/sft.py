@@ -4,7 +4,7 @@ Leaves out where the batches come from. In pre-training every token but the firs
 those of the completion, its end-of-sequence token included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from wam.core.types import Params
@@ -27,6 +27,7 @@ def run(
   logits_chunk: int | None = None,
   accumulate_steps: int = 1,
   log_every: int = 50,
+  keep_steps: Collection[int] = (),
 ) -> Params:
   """Trains on {"tokens" [B, T] int32, "mask" [B, T] bool, "loss_mask" [B, T]} batches; returns the parameters.
 
@@ -43,6 +44,7 @@ def run(
     logits_chunk: positions whose logits are held at a time; None for all. For large vocabularies.
     accumulate_steps: microbatches per update.
     log_every: steps between records.
+    keep_steps: numbers of updates after which the parameters are kept for good; see `kept.load`.
 
   Raises:
     NonFinite, Interrupted, CannotWrite: as `loop.fit`.
@@ -59,5 +61,6 @@ def run(
     num_steps=num_steps,
     accumulate_steps=accumulate_steps,
     log_every=log_every,
+    keep_steps=keep_steps,
     count_tokens=objectives.count_tokens,
   )

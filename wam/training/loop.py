@@ -10,7 +10,7 @@ import pathlib
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -24,7 +24,7 @@ from wam.checkpoints import orbax
 from wam.core import rng, trees
 from wam.core.errors import NonFinite
 from wam.core.types import Params, PyTree
-from wam.training import sharding
+from wam.training import kept, sharding
 from wam.training.interrupts import Interrupted
 from wam.training.progress import Progress
 from wam.training.state import Frozen, LossFn, Pair, TrainState, init
@@ -75,6 +75,7 @@ def fit(
   log_every: int = 50,
   count_tokens: Callable[[PyTree], int] | None = None,
   frozen: Frozen | None = None,
+  keep_steps: Collection[int] = (),
 ) -> Params:
   """Trains for `num_steps` updates, or for what is left of them; returns the parameters.
 
@@ -93,6 +94,7 @@ def fit(
     log_every: steps between two records, each the average over them.
     count_tokens: tokens of a batch, for tokens_per_second.
     frozen: weights that the loss looks at and no step changes; the run's sharding rules hold for them, too.
+    keep_steps: numbers of updates after which the parameters are kept for good; see `kept.load`.
 
   Raises:
     NonFinite: if a loss or the result is NaN or infinite; names stage and step. No such state is ever saved.
@@ -122,7 +124,13 @@ def fit(
     progress = Progress(stage, num_steps, start=first_step, enabled=run.show)
     try:
       with progress:
-        trainer.steps(num_steps, log_every=log_every, count_tokens=count_tokens, progress=progress)
+        trainer.steps(
+          num_steps,
+          log_every=log_every,
+          count_tokens=count_tokens,
+          progress=progress,
+          keep_steps=keep_steps,
+        )
     finally:
       trainer.checkpoints.close()
     result = trainer.carry.train.params
@@ -181,8 +189,9 @@ class _Trainer:
     log_every: int,
     count_tokens: Callable[[PyTree], int] | None,
     progress: Progress,
+    keep_steps: Collection[int] = (),
   ) -> None:
-    """Runs the steps that are left, logging and saving."""
+    """Runs the steps that are left, logging, keeping and saving."""
     in_flight: deque[jax.Array] = deque()
     clock = _Clock()
     saved = time.monotonic()
@@ -204,6 +213,10 @@ class _Trainer:
         self.log(clock, progress)
       else:
         progress.update(self.step)
+      if self.step in keep_steps:
+        # Before the checkpoint of this step: what a later run resumes behind is kept.
+        self.check()
+        kept.save(self.run.stage_directory(self.stage), self.step, self.carry.train.params)
       now = time.monotonic()
       decision = self.decide(now - saved, boundary)
       if decision and self.step < num_steps:

@@ -19,7 +19,7 @@ from wam.checkpoints.orbax_leaves import SavedLeaves
 from wam.core import trees
 from wam.core.errors import ConfigError, MissingFile, NonFinite
 from wam.core.types import Params
-from wam.training import iterations, loop, member_axis, sharding
+from wam.training import iterations, kept, loop, member_axis, sharding
 from wam.training.members import SETTINGS, Population
 from wam.training.population import MemberBatches, log_members, mean_fields
 from wam.training.state import Frozen
@@ -65,6 +65,7 @@ def fit_member(
       accumulate_steps=population.accumulate_steps,
       log_every=population.log_every,
       count_tokens=population.count_tokens,
+      keep_steps=population.keep_steps,
       # Arguments of the program, as in one of all members: constants would be folded, and round otherwise.
       frozen=held,
     )
@@ -137,7 +138,12 @@ def gather(
     reference = members[0] if init is None else init
     member_axis.check_related(population, members, reference, allow=allow_unrelated)
     lying = member_axis.shardings(like, like, population.size, run)
-    stacked = jax.jit(lambda *every: trees.stack(every), out_shardings=lying)(*members)
+    stack = jax.jit(lambda *every: trees.stack(every), out_shardings=lying)
+    stacked = stack(*members)
+    for step in population.keep_steps:
+      paths = [kept.path(result.parent, step) for result in results]
+      every = [orbax.load(path, sharding.abstract(like, where)) for path in paths]
+      kept.save(run.stage_directory(stage), step, stack(*every))
   _gather_records(population, directories, run)
   positions = {"members": [orbax.load_extra(path) for path in results]}
   loop.save_result(run.stage_directory(stage), stacked, run=run, extra=positions)

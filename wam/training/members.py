@@ -6,7 +6,7 @@ program serves all members and the same numbers come out when a member is traine
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +53,7 @@ class Population:
     accumulate_steps: microbatches per update.
     log_every: steps between records.
     count_tokens: tokens of a batch; called with the batches of all members as [B, M, ...] when they train together.
+    keep_steps: numbers of updates after which all members' parameters are kept for good, [M, ...]; see `kept.load`.
 
   Raises:
     ConfigError: if there is no member, a seed or a number is out of range, or the settings have different names.
@@ -65,6 +66,7 @@ class Population:
   accumulate_steps: int = 1
   log_every: int = 50
   count_tokens: Callable[[PyTree], int] | None = None
+  keep_steps: Collection[int] = ()
 
   def __post_init__(self) -> None:
     if not self.members:

@@ -44,7 +44,7 @@ def fit(
   *,
   run: Run,
   frozen: Frozen | None = None,
-  vectorize: bool = True,
+  vectorize: bool | None = None,
   allow_unrelated: bool = False,
 ) -> Params:
   """Trains all members together, or what is left to do; returns their parameters with a leading axis [M].
@@ -59,7 +59,8 @@ def fit(
     run: the open workdir; its mesh may have an axis `member` (`member_axis.make_mesh`). Members have their own seeds.
     frozen: weights that the loss looks at, the same for all members.
     vectorize: whether the members of a device are computed as one larger computation, or one after the other inside
-      the program, which takes the memory of one member's activations and gives the bits of a run of its own.
+      the program, which takes the memory of one member's activations and gives the bits of a run of its own. Default:
+      on accelerators the first, on CPUs the second, whose steps are faster there (benchmarks/population.py).
     allow_unrelated: accept starts that are no points of one trajectory; their average means nothing.
 
   Raises:
@@ -79,7 +80,14 @@ def fit(
       joined.set_state(orbax.load_extra(directory / "result"))
       return finished
     began = time.monotonic()
-    trainer = _start(population, every, joined, run=run, frozen=frozen or {}, vectorize=vectorize)
+    trainer = _start(
+      population,
+      every,
+      joined,
+      run=run,
+      frozen=frozen or {},
+      vectorize=vectorized(vectorize, run.mesh),
+    )
     first_step = trainer.step
     progress = Progress(population.stage, population.num_steps, start=first_step, enabled=run.show)
     try:
@@ -89,6 +97,7 @@ def fit(
           log_every=population.log_every,
           count_tokens=population.count_tokens,
           progress=progress,
+          keep_steps=population.keep_steps,
         )
     finally:
       trainer.checkpoints.close()
@@ -98,6 +107,11 @@ def fit(
     run.log(seconds, kind="stage", stage=population.stage, step=population.num_steps)
     loop.save_result(directory, result, run=run, extra=joined.get_state())
   return result
+
+
+def vectorized(choice: bool | None, mesh: Mesh) -> bool:
+  """`vectorize` of `fit` where it is given; otherwise whether the mesh's devices are accelerators."""
+  return mesh.devices.flat[0].platform != "cpu" if choice is None else choice
 
 
 def make_update(
