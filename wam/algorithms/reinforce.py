@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ from wam.losses import reinforce as losses
 from wam.models.decoder import LanguageModel
 from wam.rewards import missing_eos
 from wam.rewards.scorers import RolloutScorer, check_rewards
-from wam.training import iterations, loop, optimizers, sharding
+from wam.training import iterations, loop, minibatches, optimizers, sharding
 from wam.training.mitigations import NONE, Mitigation
 from wam.training.progress import Progress
 from wam.training.state import Frozen, LossFn, Pair
@@ -147,6 +147,7 @@ def run(
   *,
   run: Run,
   stage: str = "reinforce",
+  reference: Params | None = None,
   other_scorers: Mapping[str, RolloutScorer] | None = None,
   on_iteration: Callable[[int, Params], Mapping[str, float] | None] | None = None,
   mitigation: Mitigation = NONE,
@@ -156,7 +157,8 @@ def run(
 
   The parameters after every iteration (from 1) are kept: see `iterations.load_iteration`. Killed at any moment and
   called again, the iteration that was under way is done again and the run ends with the same bits. Arguments as in
-  `rsf.run`, with the fields of this module's `Settings`.
+  `rsf.run`, with the fields of this module's `Settings`; and `reference`, what the KL is measured to where it is not
+  `params` (WARP measures to θ_SFT and starts elsewhere): "kl" is to it, and that to an anchor "init" is "kl_init".
 
   Raises:
     NonFinite: if a reward, a loss or a parameter is not finite; names stage and iteration.
@@ -187,7 +189,10 @@ def run(
       accumulate_steps=config.accumulate_steps,
       ema_rate=config.ema_rate,
     )
-    reference = sharding.put(params, iterations.parameter_shardings(params, run), copy=False)
+    where_params = iterations.parameter_shardings(params, run)
+    fixed = {"init": params} if reference is None or config.anchor == "init" else {}
+    fixed |= {} if reference is None else {"reference": reference}
+    fixed = {name: sharding.put(w, where_params, copy=False) for name, w in fixed.items()}
     sample, compare = _readers(model, prompts, config, run, stage)
     progress = Progress(stage, config.num_iterations, start=trainer.iteration, enabled=run.show)
     with contextlib.closing(trainer), progress as bar:
@@ -199,12 +204,16 @@ def run(
         sampling_seconds = time.monotonic() - clock
         run.interrupts.check(where)
         rewards = {n: check_rewards(s(*rollout[:4]), config.rows, name=n) for n, s in scorers}
-        others = {"init": reference} | ({"ema": trainer.ema} if trainer.ema else {})
+        others = fixed | ({"ema": trainer.ema} if trainer.ema else {})
         comparison = compare(trainer.weights, others, rollout)
         worth = learn_from(rollout, rewards["reward"], comparison, config, where=where)
         record = _measure(rollout, rewards, comparison, worth, config)
         draw = rng.generator(run.seed, f"{stage}/shuffle/{i}")
-        record |= trainer.train(_batches(rows(rollout, comparison, worth), config, draw))
+        every = rows(rollout, comparison, worth)
+        sizes = {"batch_size": config.rows_per_update, "epochs": config.epochs}
+        record |= trainer.train(
+          minibatches.shuffled(every, draw, weight="completion_mask", **sizes)
+        )
         if on_iteration is not None:
           record |= dict(on_iteration(i, trainer.weights) or {})
         record |= {"sampling_seconds": sampling_seconds, "seconds": time.monotonic() - clock}
@@ -360,17 +369,6 @@ def _readers(
   )
 
 
-def _batches(
-  arrays: Mapping[str, np.ndarray], config: Settings, draw: np.random.Generator
-) -> Iterator[dict[str, np.ndarray]]:
-  """The completions in batches, shuffled anew in every epoch."""
-  for _ in range(config.epochs):
-    order = draw.permutation(config.rows)
-    for start in range(0, config.rows, config.rows_per_update):
-      chosen = order[start : start + config.rows_per_update]
-      yield {name: array[chosen] for name, array in arrays.items()}
-
-
 def _measure(
   rollout: Rollout,
   rewards: Mapping[str, np.ndarray],
@@ -392,7 +390,8 @@ def _measure(
     # -log π of what was sampled, a token: an estimate of the entropy.
     "surprise": -comparison.logprobs.sum() / lengths.sum(),
   }
+  measured_to = "reference" if "reference" in comparison.kl else "init"
   for name, per_token in comparison.kl.items():
     # Of whole completions; exact over the vocabulary at every token.
-    record["kl" if name == "init" else f"kl_{name}"] = per_token.sum(axis=1).mean()
+    record["kl" if name == measured_to else f"kl_{name}"] = per_token.sum(axis=1).mean()
   return {name: float(value) for name, value in record.items()}
