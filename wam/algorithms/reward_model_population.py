@@ -34,6 +34,7 @@ def run(
   mode: str = "together",
   vectorize: bool | None = None,
   probe_batches: loop.Batches | None = None,
+  probe_params: Params | None = None,
   probe_steps: int = 0,
   probe_optimizer: Mapping[str, Any] | None = None,
   allow_unrelated: bool = False,
@@ -44,7 +45,7 @@ def run(
   Args:
     model: trunk and head.
     params: {"decoder", "head"}, float32; one tree for all members, or M trees whose trunks are checkpoints of one
-      trajectory. The probe starts from the last of them, which is the one that was fine-tuned for longest.
+      trajectory. The probe starts from the last of them, which ought to be the one fine-tuned for longest.
     batches: M inputs; data order and swapped labels are theirs (`batching.Batches`, `corruption.swap_arrays`).
     run: the open workdir.
     stage: names the stage; the probe is the stage "<stage>_probe".
@@ -55,6 +56,7 @@ def run(
       schedules of different kinds. Both give the same members; see `population`.
     vectorize: as in `population.fit`.
     probe_batches: the input of the probe.
+    probe_params: where the probe starts, if not from the last of `params`.
     probe_steps: updates of the head alone before; 0 for none: then all members must have one head already.
     probe_optimizer: for the probe; default `optimizer`.
     allow_unrelated: as in `population.fit`.
@@ -77,7 +79,7 @@ def run(
       raise ConfigError(f"{stage}: probe_steps is {probe_steps}, and there are no probe_batches")
     keywords = dict(optimizer if probe_optimizer is None else probe_optimizer)
     probed = loop.fit(
-      starts[-1],
+      starts[-1] if probe_params is None else probe_params,
       probe_batches,
       run=run,
       stage=f"{stage}_probe",

@@ -31,12 +31,10 @@ class Foundation(NamedTuple):
   Attributes:
     base: the pre-trained weights.
     reference: θ_0: those after supervised fine-tuning; `base` where there is none.
-    trajectory: what supervised fine-tuning kept on its way (`sft.keep_percents`), in order, and θ_0 last.
   """
 
   base: Params
   reference: Params
-  trajectory: tuple[Params, ...]
 
 
 def check(
@@ -89,11 +87,17 @@ def foundation(
   base = policy.params
   if pretrain is not None:
     base = supervised(policy, base, data.corpus, run, "pretrain", pretrain)
-  if sft is None:
-    return Foundation(base, base, (base,))
-  reference = supervised(policy, base, data.demonstrations, run, "sft", sft)
-  before = [kept.load(run, step, base, stage="sft") for step in kept.steps(run, "sft")]
-  return Foundation(base, reference, (*before, reference))
+  reference = base
+  if sft is not None:
+    reference = supervised(policy, base, data.demonstrations, run, "sft", sft)
+  return Foundation(base, reference)
+
+
+def trajectory(found: Foundation, run: Run) -> list[Params]:
+  """What supervised fine-tuning kept on its way (`sft.keep_percents`), in order, and θ_0 at the end."""
+  steps = kept.steps(run, "sft")
+  before = [kept.load(run, step, found.reference, stage="sft") for step in steps]
+  return [*before, found.reference]
 
 
 def supervised(
