@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recipes() -> dict[str, Callable[..., None]]:
   """By name; a recipe is a function (config, workdir, *, command, show)."""
-  from wam.recipes import alignment_tax
+  from wam.recipes import alignment_tax, warp
 
-  return {"alignment_tax": alignment_tax.run}
+  return {
+    "alignment_tax": alignment_tax.run,
+    "warp": warp.run,
+  }
