@@ -76,14 +76,14 @@ def test_the_loss_is_traced_once(tmp_path):
 
 def test_the_host_fetches_only_when_it_logs(tmp_path, monkeypatch):
   fetches = 0
-  original = loop._Trainer.check
+  original = loop.Trainer.check
 
   def counting(self):
     nonlocal fetches
     fetches += 1
     return original(self)
 
-  monkeypatch.setattr(loop._Trainer, "check", counting)
+  monkeypatch.setattr(loop.Trainer, "check", counting)
   fit(tmp_path, num_steps=12)
   assert fetches == 3
 

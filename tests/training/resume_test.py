@@ -134,7 +134,7 @@ def test_resume_on_another_mesh(toy, undisturbed, tmp_path, monkeypatch):
   params, _ = undisturbed
   with monkeypatch.context() as patched:
     patched.setattr(
-      loop._Trainer, "decide", lambda self, *_: signal.SIGTERM if self.step == 9 else 0
+      loop.Trainer, "decide", lambda self, *_: signal.SIGTERM if self.step == 9 else 0
     )
     with pytest.raises(Interrupted):
       toy.run(tmp_path, steps=STEPS, devices=1)
@@ -169,7 +169,7 @@ def test_full_disk_leaves_the_checkpoint_before(toy, undisturbed, tmp_path, monk
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoint_is_named(toy, tmp_path, monkeypatch):
   monkeypatch.setattr(
-    loop._Trainer, "decide", lambda self, *_: signal.SIGTERM if self.step == 9 else 0
+    loop.Trainer, "decide", lambda self, *_: signal.SIGTERM if self.step == 9 else 0
   )
   with pytest.raises(Interrupted):
     toy.run(tmp_path, steps=STEPS)

@@ -169,7 +169,7 @@ def save_result(directory: pathlib.Path, params: Params, *, run: Run, extra: Any
 
 
 @dataclasses.dataclass
-class _Trainer:
+class Trainer:
   """The state of one call of `fit`."""
 
   run: Run
@@ -193,7 +193,7 @@ class _Trainer:
   ) -> None:
     """Runs the steps that are left, logging, keeping and saving."""
     in_flight: deque[jax.Array] = deque()
-    clock = _Clock()
+    clock = Clock()
     saved = time.monotonic()
     while self.step < num_steps:
       batch = next(self.batches)
@@ -230,7 +230,7 @@ class _Trainer:
           signal_number=decision,
         )
 
-  def log(self, clock: "_Clock", progress: Progress) -> None:
+  def log(self, clock: "Clock", progress: Progress) -> None:
     """Writes the averages since the last record and starts anew."""
     sums = self.check()
     fields = {
@@ -286,7 +286,7 @@ def _start(
   tx: optax.GradientTransformation,
   accumulate_steps: int,
   frozen: Frozen,
-) -> _Trainer:
+) -> Trainer:
   """The trainer at its first step, or at the last one that was saved."""
   update = _keyed(make_update(loss_fn, tx, accumulate_steps=accumulate_steps), run.seed, stage)
   checkpoints = orbax.Checkpoints(run.stage_directory(stage) / "steps")
@@ -319,7 +319,7 @@ def _start(
   else:
     shapes = Carry(state_shapes, interval_shapes)
     carry = checkpoints.load(step, sharding.abstract(shapes, carry_shardings))
-  return _Trainer(run, stage, batches, carry, names, compiled, checkpoints, step or 0, frozen)
+  return Trainer(run, stage, batches, carry, names, compiled, checkpoints, step or 0, frozen)
 
 
 def _keyed(update: Update, seed: int, stage: str) -> KeyedUpdate:
@@ -361,7 +361,7 @@ def _empty(num_metrics: int, run: Run) -> Interval:
   return sharding.put(zeros, jax.tree.map(lambda _: whole, zeros))
 
 
-class _Clock:
+class Clock:
   """Tokens a second since the last record, without compilation and saving."""
 
   def __init__(self) -> None:
@@ -370,13 +370,16 @@ class _Clock:
     self._began = math.nan
 
   def count(self, tokens: int) -> None:
+    """More tokens of the interval."""
     self._tokens += tokens
 
   def start(self) -> None:
+    """A new interval begins."""
     self.warming = False
     self._tokens, self._began = 0, time.monotonic()
 
   def pause(self, seconds: float) -> None:
+    """Leaves time out that was not spent on steps."""
     self._began += seconds
 
   def tokens_per_second(self) -> float | None:

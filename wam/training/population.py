@@ -230,13 +230,13 @@ def mean_fields(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 @dataclasses.dataclass
-class _Trainer(loop._Trainer):
+class Trainer(loop.Trainer):
   """The loop's trainer with a leading axis [M] in the carry: sums [M, K, 2], first_bad [M]."""
 
   clean: Any  # an interval without steps, on the host
   where: loop.Carry  # shardings
 
-  def log(self, clock: loop._Clock, progress: Progress) -> None:
+  def log(self, clock: loop.Clock, progress: Progress) -> None:
     """Writes a record for every member and one of the means."""
     sums = self.check()
     rows = [
@@ -277,7 +277,7 @@ def _start(
   run: Run,
   frozen: Frozen,
   vectorize: bool,
-) -> _Trainer:
+) -> Trainer:
   """The trainer at its first step, or at the last one that was saved."""
   stage, size, own = population.stage, population.size, population.own()
   like, shared = starts[0], member_axis.are_one(starts)
@@ -324,7 +324,7 @@ def _start(
     wanted = loop.Carry(shapes, jax.eval_shape(lambda: clean))
     carry = checkpoints.load(latest, sharding.abstract(wanted, carry_where))
   held: Any = (own, frozen)
-  return _Trainer(
+  return Trainer(
     run, stage, batches, carry, names, compiled, checkpoints, latest or 0, held, clean, carry_where
   )
 
