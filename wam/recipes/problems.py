@@ -33,6 +33,7 @@ class Problem:
     tasks: by split ("validation", "test").
     gold: the true reward, or None: then a control reward model judges.
     control_pairs: as `pairs`, disjoint from them, for that model; empty with a gold reward.
+    ood_pairs: pairs of another distribution, which reward models are tested on; may be empty.
     words: the vocabulary, for problems that bring their own tokenizer; None: the model's is used.
   """
 
@@ -43,6 +44,7 @@ class Problem:
   tasks: Mapping[str, Sequence[Task]]
   gold: Scorer | None = None
   control_pairs: Mapping[str, Sequence[Pair]] = dataclasses.field(default_factory=dict)
+  ood_pairs: Sequence[Pair] = ()
   words: Sequence[str] | None = None
 
   def tokenizer(self) -> Tokenizer | None:
@@ -115,6 +117,7 @@ def file_problem(
   prompts: Mapping[str, Any],
   tasks: Mapping[str, Any],
   control_pairs: Mapping[str, Any] | None = None,
+  ood_pairs: Mapping[str, Any] | None = None,
   demonstrations: Mapping[str, Any] | None = None,
   corpus: Mapping[str, Any] | None = None,
 ) -> Problem:
@@ -128,6 +131,7 @@ def file_problem(
       the kind "suite", a benchmark of `evaluation.suites` with its data and prompts: specs and options are keys of
       `suites.load`, and the option "suite" names it where the task has another name.
     control_pairs: as `pairs`, for the judge; best from other rows than `pairs`.
+    ood_pairs: a spec of pairs of another distribution, to test reward models on.
     demonstrations: a spec of `prompts.load_examples`, to fine-tune on first.
     corpus: a spec of `text.load_texts`, to pre-train on first.
 
@@ -145,6 +149,7 @@ def file_problem(
     control_pairs={
       split: preferences.load_pairs(fill(spec)) for split, spec in (control_pairs or {}).items()
     },
+    ood_pairs=preferences.load_pairs(fill(ood_pairs)) if ood_pairs else (),
     prompts={split: prompt_data.load_prompts(fill(spec)) for split, spec in prompts.items()},
     tasks={
       split: [_load_task(name, task, split, fill) for name, task in tasks.items()]
