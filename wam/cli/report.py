@@ -26,6 +26,6 @@ def main(arguments: Sequence[str]) -> int:
     print(f"report: {report.write_ledger_report(options.workdir)}")
     return 0
   page = report.write_report(options.workdir)
-  rich.print(report.summary(report.read_run(options.workdir).records))
+  rich.print(report.summary(report.read_run(options.workdir)))
   print(f"report: {page}")
   return 0

@@ -8,7 +8,7 @@ from wam.report.figures import connectivity_figure
 from wam.report.ledger_page import write_ledger_report
 from wam.report.page import write_report
 from wam.report.records import Run, read_run
-from wam.report.tables import summary
+from wam.report.terminal import summary
 
 __all__ = [
   "Run",

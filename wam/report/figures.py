@@ -44,7 +44,7 @@ def front_figure(points: Points, records: Sequence[Record], path: Path) -> None:
     return
   columns = 2 if len(names) in (2, 4) else min(len(names), 3)  # legible at the width of a README
   rows = -(-len(names) // columns)
-  figure = _figure(3.6 * columns + 0.2, 2.8 * rows + 0.8)
+  figure = empty_figure(3.6 * columns + 0.2, 2.8 * rows + 0.8)
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes in grid[len(names) :]:
     axes.axis("off")
@@ -59,7 +59,7 @@ def front_figure(points: Points, records: Sequence[Record], path: Path) -> None:
   figure.legend(
     handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4)
   )
-  _save(figure, path)
+  save(figure, path)
 
 
 def curves_figure(records: Sequence[Record], path: Path) -> None:
@@ -69,7 +69,7 @@ def curves_figure(records: Sequence[Record], path: Path) -> None:
     return
   columns = min(len(found), 4)
   rows = -(-len(found) // columns)
-  figure = _figure(3.1 * columns, 2.3 * rows)
+  figure = empty_figure(3.1 * columns, 2.3 * rows)
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes in grid[len(found) :]:
     axes.axis("off")
@@ -78,15 +78,15 @@ def curves_figure(records: Sequence[Record], path: Path) -> None:
       mark = "o" if len(line.steps) < 20 else None
       colour = _LINES[i % len(_LINES)]
       axes.plot(
-        line.steps, line.values, color=colour, marker=mark, ms=3, lw=1.3, label=_plain(line.name)
+        line.steps, line.values, color=colour, marker=mark, ms=3, lw=1.3, label=plain(line.name)
       )
     title = panel.title if len(panel.lines) > 1 else panel.lines[0].name
-    axes.set_title(_plain(f"{panel.stage}: {title}"))
+    axes.set_title(plain(f"{panel.stage}: {title}"))
     axes.set_xlabel("step")
     axes.locator_params(axis="x", integer=True, nbins=5)
     if len(panel.lines) > 1:
       axes.legend()
-  _save(figure, path)
+  save(figure, path)
 
 
 def connectivity_figure(result: Mapping[str, Any], path: Path | str) -> None:
@@ -111,7 +111,7 @@ def connectivity_figure(result: Mapping[str, Any], path: Path | str) -> None:
     )
   order = sorted(range(len(lambdas)), key=lambdas.__getitem__)
   lambdas, values, *bands = ([column[i] for i in order] for column in (lambdas, values, *bands))
-  figure = _figure(6.4, 4.2)
+  figure = empty_figure(6.4, 4.2)
   axes = figure.subplots()
   if len(bands) == 2:
     label = f"{result['level']:.0%} interval" if "level" in result else "interval"
@@ -124,14 +124,14 @@ def connectivity_figure(result: Mapping[str, Any], path: Path | str) -> None:
   mean = (values[0] + values[-1]) / 2
   axes.axhline(mean, color=_GREY, ls=":", lw=1.2, label="mean of the end points")
   first, second = result.get("names", ("first model", "second model"))
-  axes.set_xlabel(f"λ  (0: {_plain(first)},  1: {_plain(second)})")
-  metric = _plain(result.get("metric", "metric"))
+  axes.set_xlabel(f"λ  (0: {plain(first)},  1: {plain(second)})")
+  metric = plain(result.get("metric", "metric"))
   direction = {True: ", higher is better", False: ", lower is better"}
   axes.set_ylabel(metric + direction.get(result.get("higher_is_better"), ""))  # type: ignore[arg-type]
-  barriers = [f"barrier ({_plain(n)}): {number(v)}" for n, v in result.get("barriers", {}).items()]
+  barriers = [f"barrier ({plain(n)}): {number(v)}" for n, v in result.get("barriers", {}).items()]
   axes.set_title("\n".join(barriers), loc="left")
   figure.legend(loc="outside lower center", ncols=2)
-  _save(figure, path)
+  save(figure, path)
 
 
 def panel_names(points: Points) -> list[str]:
@@ -208,7 +208,7 @@ def _front_panel(
           textcoords="offset points", zorder=6, color=style.matplotlib_colour,
           ha="right" if series == EARLY_STOPPING else "left",
         )  # fmt: skip
-  axes.set_title(_plain(panel_title(points, name)))
+  axes.set_title(plain(panel_title(points, name)))
   if not better_up:
     axes.invert_yaxis()
   return handles
@@ -224,18 +224,19 @@ def _ring(axes: "Axes", point: Point, x: str, y: str) -> dict[str, Any]:
   return {"selected average": handle}
 
 
-def _plain(text: Any) -> str:
+def plain(text: Any) -> str:
   """Text from records: a dollar sign is no mathematics."""
   return str(text).replace("$", r"\$")
 
 
-def _save(figure: "Figure", path: Path | str) -> None:
+def save(figure: "Figure", path: Path | str) -> None:
+  """Writes a figure as PNG; `CannotWrite` on a full disk or without permission."""
   path = Path(path)
   with writing(path.name, path):
     figure.savefig(path, dpi=_DPI)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def empty_figure(width: float, height: float) -> "Figure":
   """Makes an empty figure of a size in inches, with the house style."""
   import matplotlib
   from matplotlib.backends.backend_agg import FigureCanvasAgg

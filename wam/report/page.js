@@ -19,13 +19,16 @@
     return node;
   };
 
+  const drawOne = (id) => {
+    const place = document.getElementById(id);
+    if (place.closest("details:not([open])")) return; // it has no width yet
+    const { data, layout } = painted(figures[id], "");
+    if (hover.matches) layout.dragmode = "zoom"; // with a finger, dragging scrolls the page
+    const options = { responsive: true, displaylogo: false, displayModeBar: false };
+    Plotly.react(id, data, layout, options);
+  };
   const draw = () => {
-    for (const [id, figure] of Object.entries(figures)) {
-      const { data, layout } = painted(figure, "");
-      if (hover.matches) layout.dragmode = "zoom"; // with a finger, dragging scrolls the page
-      const options = { responsive: true, displaylogo: false, displayModeBar: false };
-      Plotly.react(id, data, layout, options);
-    }
+    Object.keys(figures).forEach(drawOne);
     for (const glyph of document.querySelectorAll(".glyph")) {
       glyph.style.color = painted(glyph.dataset.colour, "color");
     }
@@ -33,14 +36,19 @@
   if (Object.keys(figures).length) {
     draw();
     dark.addEventListener("change", draw);
+    for (const details of document.querySelectorAll("details")) {
+      const inside = [...details.querySelectorAll(".plot")].map((place) => place.id);
+      details.addEventListener("toggle", () => inside.forEach(drawOne));
+    }
   }
+  window.report = { figures };
 
   for (const button of document.querySelectorAll(".legend button")) {
     button.addEventListener("click", () => {
       const visible = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", String(visible));
       for (const [id, figure] of Object.entries(figures)) {
-        if (!id.startsWith("front-")) continue;
+        if (!id.startsWith(`${button.parentNode.dataset.figures ?? "front"}-`)) continue;
         figure.data.forEach((trace) => {
           if (trace.meta === button.dataset.series) trace.visible = visible;
         });

@@ -1,4 +1,7 @@
-"""The report: records of a run in, `report/` out, with one self-contained page, two pictures and two tables.
+"""The report: records of a run in, `report/` out, with one self-contained page, pictures and two tables.
+
+The page here is that of the reward-tax front; recipes that are studies of other kinds have pages made of blocks
+(`studies`, `blocks_page`).
 
 The page loads nothing from anywhere: plotly's script, styles, data and pictures are inside it, and its content
 security policy forbids the rest. Works for a run in progress; what is missing is said on the page.
@@ -6,13 +9,13 @@ security policy forbids the rest. Works for a run in progress; what is missing i
 
 import json
 from pathlib import Path
-from typing import Any
 
-from wam.checkpoints.records import is_time, write_atomically, writing
-from wam.report import figures, fronts, panels, story, tables
-from wam.report.assets import asset, data_url
+from wam.checkpoints.records import write_atomically, writing
+from wam.report import blocks_page, figures, fronts, panels, story, studies, tables
+from wam.report.assets import asset, data_url, template
 from wam.report.points import AVERAGING, EARLY_STOPPING, Points, collect
-from wam.report.records import Record, Run, finite, read_run
+from wam.report.records import Run, read_run
+from wam.report.run_facts import heldout_rows, note_text, plain_text, stage_rows
 
 FOLDER = "report"
 PAGE = "index.html"
@@ -35,8 +38,13 @@ def write_report(workdir: Path | str) -> Path:
     CannotWrite: on a full disk or without permission.
   """
   run = read_run(workdir)
-  points = collect(run.records)
   folder = Path(workdir) / FOLDER
+  study = studies.page_of(run)
+  return blocks_page.write(run, study, folder) if study else _write(run, folder)
+
+
+def _write(run: Run, folder: Path) -> Path:
+  points = collect(run.records)
   with writing(FOLDER, folder):
     folder.mkdir(exist_ok=True)
   tables.write_points(points, folder / POINTS_TABLE)
@@ -63,20 +71,15 @@ def missing(run: Run, points: Points) -> list[str]:
 
 
 def _render(run: Run, points: Points, folder: Path) -> str:
-  from jinja2 import Environment, StrictUndefined
   from plotly.offline import get_plotlyjs
 
-  environment = Environment(
-    autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-  )
-  template = environment.from_string(asset("page.html.jinja"))
   front = panels.front_panels(points, run.records)
   reward = panels.reward_panels(points)
   curves = panels.curve_panels(run.records)
   drawn = front + reward + curves
   selection = fronts.select(points, run.records)
   heads, headline = tables.headline_rows(points, run.records)
-  return template.render(
+  return template("page.html.jinja").render(
     run=run,
     style=asset("page.css"),
     script=asset("page.js"),
@@ -94,14 +97,14 @@ def _render(run: Run, points: Points, folder: Path) -> str:
     reward=reward,
     overoptimisation=story.overoptimisation(points),
     curves=curves,
-    heldout=_heldout_rows(run),
+    heldout=heldout_rows(run),
     points=points,
     columns=tables.value_columns(points),
     parts=tables.coefficient_parts(points),
     tables=[(split, tables.point_rows(points, run.records, split)) for split in _splits(points)],
     config=json.dumps(run.config, indent=2, ensure_ascii=False),
-    stages=_stage_rows(run),
-    notes=[_note(record) for record in run.of_kind("note")],
+    stages=stage_rows(run),
+    notes=[note_text(record) for record in run.of_kind("note")],
     seeds=_seeds(run, points),
     pictures={n: data_url(folder / n) for n in (FRONT_PICTURE, CURVES_PICTURE) if (folder / n).is_file()},
     files=[n for n in (POINTS_TABLE, FRONTS_TABLE, FRONT_PICTURE, CURVES_PICTURE) if (folder / n).is_file()],
@@ -113,52 +116,9 @@ def _splits(points: Points) -> list[str]:
   return list(dict.fromkeys([p.split for p in points.shown] + [p.split for p in points.every]))
 
 
-def _heldout_rows(run: Run) -> list[str]:
-  """What reward models got right on pairs that they were not trained on."""
-  rows = []
-  for record in run.of_kind("heldout"):
-    accuracy, pairs = finite(record.get("accuracy")), finite(record.get("pairs"))
-    if accuracy is not None:
-      among = f" of {pairs:.0f} held-out pairs" if pairs else " of the held-out pairs"
-      name = str(record["stage"]).replace("_", " ")
-      rows.append(f"The {name} prefers the chosen completion in {accuracy:.1%}{among}.")
-  return rows
-
-
-def _stage_rows(run: Run) -> list[dict[str, str]]:
-  """Duration and the other plain values of every finished stage."""
-  rows = []
-  for record in run.of_kind("stage"):
-    seconds = finite(record.get("seconds"))
-    rest = {k: v for k, v in record.items() if k not in ("kind", "stage") and not is_time(k)}
-    rows.append(
-      {
-        "stage": record["stage"],
-        "duration": story.duration(seconds) if seconds is not None else "–",
-        "details": ", ".join(f"{name}: {_plain(value)}" for name, value in rest.items()),
-      }
-    )
-  return rows
-
-
-def _note(record: Record) -> str:
-  text = record.get("text", record.get("note", record.get("message")))
-  if isinstance(text, str):
-    return text
-  rest = {k: v for k, v in record.items() if k != "kind"}
-  return ", ".join(f"{name}: {_plain(value)}" for name, value in rest.items())
-
-
 def _seeds(run: Run, points: Points) -> str:
   sampling = sorted({seed for p in points.every for seed in p.seeds})
   found = [f"sampling seeds {', '.join(sampling)}"] if sampling else []
   if "seed" in run.config:
-    found.insert(0, f"seed of the run {_plain(run.config['seed'])}")
+    found.insert(0, f"seed of the run {plain_text(run.config['seed'])}")
   return "; ".join(found)
-
-
-def _plain(value: Any) -> str:
-  as_number = finite(value)
-  if isinstance(value, int) or as_number is None:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-  return story.number(as_number)

@@ -40,6 +40,31 @@ _OTHERS = (
 )
 
 
+_DASHES = ("solid", "dash", "dot")
+_BASELINES = (_KNOWN["early stopping"], *_OTHERS)
+
+
+def ranked_styles(names: Iterable[str], *, main: str | None = None) -> dict[str, tuple[Style, str]]:
+  """A style and a dash for every name: the main one has the blue circle, the next the next colours.
+
+  Where there are more names than colours, the later ones have other dashes.
+
+  >>> found = ranked_styles(["early", "ours"], main="ours")
+  >>> found["ours"][0].glyph, found["early"][0].glyph, found["early"][1]
+  ('●', '■', 'solid')
+  """
+  chosen: dict[str, tuple[Style, str]] = {}
+  used = 0
+  for name in names:
+    if name == main or name == "init":
+      chosen[name] = (_KNOWN["model averaging" if name == main else "init"], _DASHES[0])
+    elif name not in chosen:
+      turn, place = divmod(used, len(_BASELINES))
+      chosen[name] = (_BASELINES[place], _DASHES[turn % len(_DASHES)])
+      used += 1
+  return chosen
+
+
 def styles(series: Iterable[str]) -> dict[str, Style]:
   """Returns a style for every series; the same series in the same order get the same styles.
 

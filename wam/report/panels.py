@@ -40,7 +40,7 @@ def front_panels(points: Points, records: Sequence[Record]) -> list[Panel]:
   for name in panel_names(points):
     if fronts.coordinates(points.shown, points.x, name):
       data = _front_traces(points, name, selection.point if selection else None)
-      layout = _layout(MEASURE_TITLES[points.x], "", height=430 if name == MEAN else 360)
+      layout = base_layout(MEASURE_TITLES[points.x], "", height=430 if name == MEAN else 360)
       if not points.skill(name).higher_is_better:
         layout["yaxis"]["autorange"] = "reversed"
       title = panel_title(points, name)
@@ -60,7 +60,7 @@ def reward_panels(points: Points) -> list[Panel]:
       continue
     data = [_trace(points, path, across, up, colour=colour, symbol="square", name=up)]
     title = f"{MEASURE_TITLES[up]} against {MEASURE_TITLES[across]}"
-    layout = _layout(MEASURE_TITLES[across], "", height=300)
+    layout = base_layout(MEASURE_TITLES[across], "", height=300)
     found.append(_panel(f"reward-{len(found)}", title, data, layout))
   return found
 
@@ -80,7 +80,7 @@ def curve_panels(records: Sequence[Record]) -> list[Panel]:
       }
       for n, line in enumerate(panel.lines)
     ]
-    layout = _layout("step", "", height=240)
+    layout = base_layout("step", "", height=240)
     layout["showlegend"] = len(data) > 1
     title = panel.title if len(data) > 1 else panel.lines[0].name
     found.append(_panel(f"curve-{i}", f"{panel.stage}: {title}", data, layout))
@@ -205,7 +205,8 @@ def _error_bars(estimates: Sequence[Estimate | None], colour: str) -> dict[str, 
   }
 
 
-def _layout(x: str, y: str, *, height: int) -> dict[str, Any]:
+def base_layout(x: str, y: str, *, height: int) -> dict[str, Any]:
+  """Plotly's layout in the look of the page, with the titles of the axes (already escaped) and a height in pixels."""
   axis = {"automargin": True, "zeroline": False, "gridcolor": "GRID", "linecolor": "GRID"}
   return {
     "height": height,

@@ -27,7 +27,14 @@ REQUIRED_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
   "task": {"name": str},
   "heldout": {"stage": str},
   "selection": {"family": str, "label": str, "rule": str, "split": str},
+  "measurement": {"study": str, "family": str, "label": str, "values": dict},
+  "samples": {"family": str, "label": str, "prompts": list, "completions": list},
+  "fit": {"family": str, "curve": str, "values": dict},
+  "cosines": {"values": dict},
 }
+# What must be an object where it is there at all.
+OBJECTS = {"point": ("scores", "coefficients"), "measurement": ("x", "halves"), "samples": ("x",)}
+_TYPES: dict[Any, str] = {str: "text", dict: "an object", list: "a list"}
 
 
 class Run(NamedTuple):
@@ -118,13 +125,20 @@ def _check(record: Record, where: str) -> None:
     value = record.get(field)
     if not isinstance(value, types) or isinstance(value, bool):
       found = "nothing" if value is None else repr(value)
-      expected = "text" if types is str else "a number"
+      expected = _TYPES.get(types, "a number")
       raise BadData(
         f"{where}: a record of kind '{record['kind']}' needs '{field}' ({expected}), found {found}"
       )
-  for field in ("scores", "coefficients"):
-    if record["kind"] == "point" and not isinstance(record.get(field, {}), dict):
-      raise BadData(f"{where}: '{field}' of a point must be an object, found {record[field]!r}")
+  for field in OBJECTS.get(record["kind"], ()):
+    if not isinstance(record.get(field, {}), dict):
+      raise BadData(
+        f"{where}: '{field}' of a {record['kind']} must be an object, found {record[field]!r}"
+      )
+  if record["kind"] == "samples" and len(record["prompts"]) != len(record["completions"]):
+    raise BadData(
+      f"{where}: expected one completion a prompt, found {len(record['prompts'])} prompts and"
+      f" {len(record['completions'])} completions"
+    )
 
 
 def _read_config(path: Path) -> tuple[Record, list[str]]:

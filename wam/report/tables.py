@@ -64,8 +64,8 @@ def write_fronts(records: Sequence[Record], path: Path) -> None:
   _write(path, list(FRONT_COLUMNS), rows)
 
 
-def summary(records: Sequence[Record], *, every_point: bool = True) -> "Table":
-  """Builds the final table for a terminal (print it with rich).
+def front_table(records: Sequence[Record], *, every_point: bool = True) -> "Table":
+  """Builds the final table of a reward-tax front for a terminal (print it with rich).
 
   Args:
     records: of the run, e.g. `read_run(workdir).records`.
