@@ -1,7 +1,7 @@
 """The claims of the alignment-tax paper, each as a function from measured runs to what was found and a verdict.
 
 What is compared, and when a claim counts as reproduced, is fixed here before anything is run: a quantity that the claim
-says is positive, one value a seed, and `measurements.verdict` of its 95 % intervals. Claims on averages of which the
+says is positive, one value a seed, and `verdicts.verdict` of its 95 % intervals. Claims on averages of which the
 best is taken choose on nothing: they compare whole fronts, or the mean over all ratios that were measured.
 
 Skills stand for the paper's suites: facts for common sense, passages for reading, translation for translation.
@@ -14,20 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from experiments import verdicts
 from experiments.alignment_tax import measurements
-from experiments.alignment_tax.measurements import MEAN, REWARD, Comparison, Measured
+from experiments.alignment_tax.measurements import MEAN, REWARD, Measured
+from experiments.verdicts import Comparison, Finding, finding
 from wam.merging import ratios
 from wam.recipes import alignment_tax as recipe
 
 # By algorithm: its runs, one a seed.
 Runs = Mapping[str, Sequence[Measured]]
-
-
-class Finding(NamedTuple):
-  """What became of a claim."""
-
-  measured: str
-  verdict: str
 
 
 class Claim(NamedTuple):
@@ -48,13 +43,7 @@ class Claim(NamedTuple):
 
 def compare(runs: Sequence[Measured], quantity: Callable[[Measured], float]) -> Comparison:
   """A quantity over the seeds."""
-  return measurements.over_seeds([quantity(run) for run in runs])
-
-
-def finding(parts: Mapping[str, Comparison], what: str) -> Finding:
-  """That all these quantities are above 0; `what` says what they are."""
-  listed = "; ".join(f"{name} {comparison}" for name, comparison in parts.items())
-  return Finding(f"{what}: {listed}", measurements.verdict(list(parts.values())))
+  return verdicts.over_seeds([quantity(run) for run in runs])
 
 
 def falls_with_reward(skill: str) -> Callable[[Measured], float]:
@@ -177,7 +166,7 @@ def algorithms(runs: Runs) -> Finding:
     )
     values.append(own - other)
   return finding(
-    {"difference": measurements.over_seeds(values)},
+    {"difference": verdicts.over_seeds(values)},
     "hypervolume of the checkpoints of RSF minus that of DPO, against the mean skill",
   )
 

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from experiments import verdicts
 from experiments.alignment_tax import claims, figure, measurements, run, runs
 from experiments.alignment_tax.measurements import Measured
 from wam.core import sections
@@ -111,8 +112,8 @@ def test_points_and_figure_are_written(tmp_path):
 
 
 def test_noise_is_inconclusive():
-  compared = measurements.over_seeds([-1.0, 1.0, 0.5])
-  assert measurements.verdict([compared]) == "inconclusive"
+  compared = verdicts.over_seeds([-1.0, 1.0, 0.5])
+  assert verdicts.verdict([compared]) == "inconclusive"
   # Student's t with two degrees of freedom: 4.303 standard errors.
   error = np.std([-1.0, 1.0, 0.5], ddof=1) / np.sqrt(3)
   assert compared.high - compared.mean == pytest.approx(4.3027 * error, rel=1e-4)
