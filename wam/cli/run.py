@@ -61,9 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recipes() -> dict[str, Callable[..., None]]:
   """By name; a recipe is a function (config, workdir, *, command, show)."""
-  from wam.recipes import alignment_tax, warp
+  from wam.recipes import alignment_tax, rewarded_soups, warp
 
   return {
     "alignment_tax": alignment_tax.run,
+    "rewarded_soups": rewarded_soups.run,
     "warp": warp.run,
   }

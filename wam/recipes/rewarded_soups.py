@@ -1,0 +1,237 @@
+"""Rewarded Soups (Ramé et al. 2023, arXiv 2306.04488): one run of RL a reward, and all trade-offs by averaging.
+
+The stages, each resumable: pre-training and supervised fine-tuning (where the config asks for them) -> θ_0; the rewards
+(recipes/reward_specs.py), on one scale; RL from θ_0 on each reward -> θ_i. Then θ_λ = Σ λ_i θ_i over a grid of the
+simplex, and what it is held against: MORL (one run for each mixture Σ μ_i r_i), multi-objective decoding of the θ_i
+(MOD, which reads N models a token), and personalised soups (runs with LoRA, their fused matrices averaged). Measured
+are all rewards, KL to θ_0, length and skills; from these follow fronts with hypervolumes, coverage and expected
+utility, linear mode connectivity, and λ for given users, chosen on the validation split and judged on the test split.
+The θ_i and the users' soups are left as Hugging Face directories in `models/`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wam.core import sections
+from wam.core.errors import ConfigError
+from wam.core.types import Params
+from wam.evaluation import simplex
+from wam.models.heads import ScalarModel
+from wam.models.policy_mixture import PolicyMixture
+from wam.recipes import (
+  points,
+  policies,
+  problems,
+  reward_specs,
+  soup_fronts,
+  soup_models,
+  soup_points,
+  stages,
+  tuning,
+)
+from wam.recipes.policies import Policy
+from wam.recipes.reward_models import Rewards
+from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs, Weights
+from wam.rewards import mixtures
+from wam.rewards.scorers import RolloutScorer
+from wam.training import sharding
+from wam.training.workdir import Run, open_workdir
+
+
+def run(
+  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
+) -> None:
+  """Runs the recipe, or what is left of it, in `workdir`.
+
+  Args:
+    config: nested plain data with the keys of `rewarded_soups`; see configs/rewarded_soups/.
+    workdir: records, checkpoints and config go there.
+    command: how the run was started, for the report.
+    show: whether to show progress.
+
+  Raises:
+    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
+  """
+  keywords = {key: value for key, value in config.items() if key != "recipe"}
+  sections.call(
+    rewarded_soups, keywords, "config", workdir=workdir, command=command, config=config, show=show
+  )
+
+
+def rewarded_soups(
+  *,
+  seed: int,
+  problem: Mapping[str, Any],
+  model: Mapping[str, Any],
+  rewards: Mapping[str, Mapping[str, Any]],
+  soups: Mapping[str, Any],
+  sampling: Mapping[str, Any],
+  evaluation: Mapping[str, Any],
+  morl: Mapping[str, Any] | None = None,
+  decoding: Mapping[str, Any] | None = None,
+  personalised: Mapping[str, Any] | None = None,
+  preferences: Mapping[str, Mapping[str, float]] | None = None,
+  fronts: Mapping[str, Any] | None = None,
+  pretrain: Mapping[str, Any] | None = None,
+  sft: Mapping[str, Any] | None = None,
+  rsf: Mapping[str, Any] | None = None,
+  ppo: Mapping[str, Any] | None = None,
+  reinforce: Mapping[str, Any] | None = None,
+  mitigation: Mapping[str, Any] | None = None,
+  mesh: Mapping[str, int] | None = None,
+  checkpoints: Mapping[str, Any] | None = None,
+  workdir: pathlib.Path,
+  command: str,
+  config: Mapping[str, Any],
+  show: bool,
+) -> None:
+  """The recipe, top to bottom; every argument but the last four is a section of the config.
+
+  Those that are this recipe's own: "rewards", see `reward_specs`; "soups" and "morl": keys of `soup_models.grid`;
+  "decoding": the same, and `alpha` of `PolicyMixture`; "personalised": fields of `Lora`; "preferences": μ by reward, by
+  the name of a user; "fronts": fields of `soup_fronts.Settings`. Without "morl", "decoding" or "personalised" there is
+  none. "rsf", "ppo", "reinforce": exactly one, and the runs differ in their reward only.
+  """
+  stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
+  reward_specs.check(rewards, least=2)
+  names = list(rewards)
+  settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
+  settings.check(names)
+  users = {
+    user: simplex.check(mu, names, f"preferences.{user}")
+    for user, mu in (preferences or {}).items()
+  }
+  every, models = _plan(
+    names,
+    algorithms={"rsf": rsf, "ppo": ppo, "reinforce": reinforce},
+    mitigation=mitigation,
+    soups=soups,
+    morl=morl,
+    decoding=decoding,
+    personalised=personalised,
+  )
+  sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
+  data = problems.make(problem)
+  reward_specs.check(rewards, data=data)
+  policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
+  alpha = (decoding or {}).get("alpha", 0.0)
+  decoder = PolicyMixture(policy.model.config, policy.model, len(names), alpha)
+  tuning.check([trained.plan for trained in every.every], policy, data, sampling)
+  devices = sharding.make_mesh(mesh)
+  open_workdir(workdir, config=config, command=command)
+  with sections.call(
+    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
+  ) as current:
+    # θ_0
+    base, reference = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
+
+    # the rewards
+    scorers = reward_specs.make(
+      policy, reference, data, current, section=rewards, sampling=sampling
+    )
+
+    # θ_i, and the runs to compare their soups with
+    setting = tuning.Setting(
+      policy=policy,
+      reference=reference,
+      base=base,
+      data=data,
+      rewards=optimised(scorers, every.single[0].preference, policy, reference),
+      run=current,
+      sampling=sampling,
+      main=every.single[0].plan,
+    )
+    train(every, setting, scorers)
+
+    # what each λ is worth
+    panels = soup_points.make_panels(
+      policy, reference, data, current, scorers=scorers, sampling=sampling, evaluation=evaluation
+    )
+    points.describe(panels[-1], current)
+    mixed = [soup_points.decoding_panel(panel, decoder) for panel in panels]
+    weights = soup_models.Weights(setting)
+    soup_points.measure(
+      models,
+      current,
+      names=names,
+      weights=weights,
+      panels=lambda model: mixed if model.decoded else panels,
+    )
+    chosen = soup_fronts.write(current, names=names, settings=settings, preferences=users)
+    export(chosen, every, weights, policy, workdir / "models")
+
+
+def train(every: Runs, setting: tuning.Setting, scorers: Mapping[str, RolloutScorer]) -> None:
+  """Carries out all runs, or what is left of them; each is rewarded with its own mixture, and records all rewards."""
+  for trained in every.every:
+    rewards = optimised(scorers, trained.preference, setting.policy, setting.reference)
+    tuning.train(trained.plan, dataclasses.replace(setting, rewards=rewards))
+
+
+def optimised(
+  scorers: Mapping[str, RolloutScorer], preference: Lambda, policy: Policy, reference: Params
+) -> Rewards:
+  """Σ μ_i r_i as the proxy, and all rewards beside it; all on one reward is that reward. Critics start from θ_0."""
+  mixture = mixtures.mixture(scorers, dict(zip(scorers, preference, strict=True)))
+  critic = ScalarModel(policy.model.config)
+  return Rewards({"proxy": mixture, **scorers}, critic, {"decoder": reference})
+
+
+def export(
+  chosen: Mapping[str, Lambda],
+  every: Runs,
+  weights: Weights,
+  policy: Policy,
+  directory: pathlib.Path,
+) -> None:
+  """Writes θ_i as `reward_<name>`, and each user's soup by the user's name."""
+  for trained in every.single:
+    alone = Candidate(SOUPS, trained.preference, (trained.plan,))
+    policies.export(policy, weights(alone), directory / f"reward_{trained.plan.label}")
+  for user, coefficients in chosen.items():
+    policies.export(policy, weights(soup_models.soup(every, coefficients)), directory / user)
+
+
+def _plan(
+  names: Sequence[str],
+  *,
+  algorithms: Mapping[str, Mapping[str, Any] | None],
+  mitigation: Mapping[str, Any] | None,
+  soups: Mapping[str, Any],
+  morl: Mapping[str, Any] | None,
+  decoding: Mapping[str, Any] | None,
+  personalised: Mapping[str, Any] | None,
+) -> tuple[Runs, list[Candidate]]:
+  """What is trained, and what is measured.
+
+  Raises:
+    ConfigError: names section and key.
+  """
+  main, *_ = tuning.plans(algorithms=algorithms, mitigation=mitigation, comparisons=None)
+  grids: dict[str, list[Lambda]] = {}
+  for name, section in (("soups", soups), ("morl", morl), ("decoding", decoding)):
+    also = [_decoding] if name == "decoding" else []
+    sections.check(soup_models.grid, section or {}, name, given=("where",), also=also)
+    keywords = {key: value for key, value in (section or {}).items() if key != "alpha"}
+    grids[name] = [] if section is None else soup_models.grid(len(names), where=name, **keywords)
+  if personalised is not None and "lora" in main.mitigation:
+    raise ConfigError("personalised: mitigation.lora trains adapters already; give one of the two")
+  every = soup_models.runs(
+    names,
+    algorithm=main.algorithm,
+    section=main.section,
+    mitigation=main.mitigation,
+    mixtures=grids["morl"],
+    adapters=personalised,
+  )
+  models = soup_models.candidates(
+    every, soups=grids["soups"], decoded=grids["decoding"], mixtures=grids["morl"]
+  )
+  return every, models
+
+
+def _decoding(*, alpha: float = 0.0) -> float:
+  """The keys of the section "decoding" beside the grid."""
+  return alpha

@@ -1,0 +1,289 @@
+"""What the points of a Rewarded Soups study say: fronts, linear mode connectivity, and λ for users.
+
+From the records of soup_points.py, on the test split unless it says otherwise. Every objective is a reward, maximised,
+on its declared scale. Leaves out figures (report).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wam.checkpoints import records
+from wam.core.errors import ConfigError, unknown_name
+from wam.evaluation import pareto, simplex
+from wam.evaluation.statistics import check_level, percentile_interval
+from wam.recipes import soup_points
+from wam.recipes.soup_models import INIT, MORL, SOUPS, name_of
+from wam.training.workdir import Run
+
+STAGE = "fronts"
+STUDIES = ("fronts", "connectivity", "preferences")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """The points of a split.
+
+  Attributes:
+    families: [P] of each point.
+    lambdas: [P, R]; NaN for θ_0.
+    rewards: [P, R], means over seeds and prompts.
+    resampled: [B, P, R], bootstrap replicates; all points share the draws of seeds and prompts.
+    items: [P, R, S, N], of S sampling seeds and N prompts.
+  """
+
+  families: list[str]
+  lambdas: np.ndarray
+  rewards: np.ndarray
+  resampled: np.ndarray
+  items: np.ndarray
+
+  @property
+  def trained(self) -> list[str]:
+    """The families, in the order of their points; not θ_0."""
+    return [name for name in dict.fromkeys(self.families) if name != INIT]
+
+  def rows(self, family: str) -> np.ndarray:
+    """Indices of the points of a family."""
+    return np.flatnonzero([name == family for name in self.families])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The section "fronts".
+
+  Attributes:
+    reference: the point that hypervolumes are taken above, by reward, on the scale of the rewards: as it is fixed,
+      volumes compare between runs whose rewards are the same. None: the worst of all points of this run, in each
+      reward, for which they do not.
+    intervals: users are spread over the simplex in so many steps; see `simplex.preferences`.
+    num_resamples: of the bootstrap.
+    level: of confidence.
+  """
+
+  reference: Mapping[str, float] | None = None
+  intervals: int = 20
+  num_resamples: int = 500
+  level: float = 0.95
+
+  def __post_init__(self) -> None:
+    """Raises ConfigError if a number cannot be."""
+    check_level(self.level)
+    for name in ("intervals", "num_resamples"):
+      if getattr(self, name) < 1:
+        raise ConfigError(f"fronts.{name}: expected at least 1, found {getattr(self, name)}")
+
+  def check(self, names: Sequence[str]) -> None:
+    """Raises WamError unless `reference` is None, or a finite number for each reward."""
+    if self.reference is None:
+      return
+    for name in self.reference:
+      if name not in names:
+        raise unknown_name("reward in fronts.reference", name, names)
+    bad = [n for n in names if not np.isfinite(self.reference.get(n, np.nan))]
+    if bad:
+      raise ConfigError(f"fronts.reference: expected a finite number for {', '.join(bad)}")
+
+
+def write(
+  run: Run,
+  *,
+  names: Sequence[str],
+  settings: Settings,
+  preferences: Mapping[str, np.ndarray],
+) -> dict[str, tuple[float, ...]]:
+  """Writes all records that follow from the points, in place of those of an earlier call.
+
+  Args:
+    run: the open workdir, with its points.
+    names: of the rewards.
+    settings: of the fronts.
+    preferences: μ [R] of users, by name.
+
+  Returns:
+    The λ that was chosen on the validation split for each user.
+  """
+  run.records.drop(
+    lambda r: r["kind"] == "front" or (r["kind"] == "measurement" and r["stage"] in STUDIES)
+  )
+  every = records.read(run.directory / records.FILE_NAME)
+  table, validation = (
+    collect(every, split=split, names=names, num_resamples=settings.num_resamples, seed=run.seed)
+    for split in ("test", "validation")
+  )
+  _write_fronts(run, table, names, settings)
+  _write_connectivity(run, table, names)
+  return _write_preferences(run, table, validation, names, preferences)
+
+
+def collect(
+  every: Sequence[Mapping[str, Any]],
+  *,
+  split: str,
+  names: Sequence[str],
+  num_resamples: int,
+  seed: int,
+) -> Table:
+  """The points of a split, from the records of a run."""
+  found = [
+    r
+    for r in every
+    if r["kind"] == "measurement" and r["stage"] == soup_points.STUDY and r["split"] == split
+  ]
+  items = np.array([[r["items"][name] for name in names] for r in found], np.float64)
+  columns = [items[:, i] for i in range(len(names))]
+  _, resampled = pareto.resample(columns, num_resamples=num_resamples, seed=seed)
+  return Table(
+    families=[r["family"] for r in found],
+    lambdas=np.array([[r["x"].get(f"lambda_{n}", np.nan) for n in names] for r in found]),
+    rewards=np.array([[r["values"][f"reward_{n}"] for n in names] for r in found]),
+    resampled=resampled,
+    items=items,
+  )
+
+
+def _write_fronts(run: Run, table: Table, names: Sequence[str], settings: Settings) -> None:
+  """Records of kind "front" (hypervolumes), and of study "fronts" (everything that is one number a family)."""
+  reference = settings.reference
+  origin = (
+    table.rewards.min(axis=0)
+    if reference is None
+    else np.array([reference[name] for name in names])
+  )
+  users = simplex.preferences(len(names), settings.intervals)
+
+  def volume(points: np.ndarray) -> float:
+    return pareto.hypervolume(points, origin)
+
+  def utility(points: np.ndarray) -> float:
+    return simplex.expected_utility(points, users)
+
+  axes = {**dict(zip("xyz", names, strict=False)), "rewards": list(names)}
+  mixtures = table.rows(MORL)
+  for step, (label, rows) in enumerate(_groups(table).items()):
+    volumes, utilities = _values(volume, table, rows), _values(utility, table, rows)
+    found = {"hypervolume": volumes, "expected_utility": utilities}
+    if len(mixtures) and label != MORL:
+      other = _values(volume, table, mixtures)
+      if (other > 0).all():
+        found[f"hypervolume_ratio_to_{MORL}"] = volumes / other
+      # Utilities have no zero of their own: a difference, in standard deviations where rewards are z-scores.
+      found[f"expected_utility_gain_over_{MORL}"] = utilities - _values(utility, table, mixtures)
+    intervals = {
+      name: percentile_interval(values[0], values[1:], settings.level)
+      for name, values in found.items()
+    }
+    own = intervals["hypervolume"]
+    fields = {"family": label, **axes, "reference": origin.tolist(), "points": len(rows)}
+    fields |= {"hypervolume": own.value, "low": own.low, "high": own.high, "level": own.level}
+    run.log(fields, kind="front", stage=STAGE, step=step)
+    values = {name: interval.value for name, interval in intervals.items()}
+    if len(mixtures) and label != MORL:
+      values |= _dominance(table.rewards[rows], table.rewards[mixtures])
+    fields = {"values": values, "intervals": {n: [i.low, i.high] for n, i in intervals.items()}}
+    _log(run, "fronts", step, family=label, label=f"{len(rows)} points", **fields)
+
+
+def _groups(table: Table) -> dict[str, np.ndarray]:
+  """Rows by family; and of those with more points than MORL also the ones whose λ MORL has.
+
+  A soup with another λ costs no training, so more of them is fair; the second group tells what the number of points
+  does.
+  """
+  found = {}
+  mixtures = {name_of(row) for row in table.lambdas[table.rows(MORL)]}
+  for family in table.trained:
+    rows = table.rows(family)
+    found[family] = rows
+    shared = [i for i in rows if name_of(table.lambdas[i]) in mixtures]
+    if family != MORL and 0 < len(shared) < len(rows):
+      found[f"{family}, λ of {MORL}"] = np.array(shared)
+  return found
+
+
+def _values(measure: Callable[[np.ndarray], float], table: Table, rows: np.ndarray) -> np.ndarray:
+  """Of the points [P, R] that were measured, and of every resample of them: [1 + B]."""
+  return np.array([measure(points[rows]) for points in (table.rewards, *table.resampled)])
+
+
+def _dominance(points: np.ndarray, mixtures: np.ndarray) -> dict[str, float]:
+  """Coverage both ways, and how much a front would have to gain to cover MORL's."""
+  return {
+    f"coverage_of_{MORL}": pareto.coverage(points, mixtures),
+    f"coverage_by_{MORL}": pareto.coverage(mixtures, points),
+    f"additive_epsilon_to_{MORL}": simplex.additive_epsilon(points, mixtures),
+  }
+
+
+def _write_connectivity(run: Run, table: Table, names: Sequence[str]) -> None:
+  """Records of study "connectivity": R(θ_λ) - Σ λ_i R(θ_i) of each soup and reward, at least 0 by hypothesis 1.
+
+  The families have all corners of the simplex; of those that do not average weights it is only what they gain.
+  """
+  step = 0
+  for family in table.trained:
+    rows = table.rows(family)
+    lambdas = table.lambdas[rows]
+    if not (lambdas == 1).any(axis=0).all():
+      continue
+    # By prompt, so that the interval is that of paired differences.
+    items = table.items[rows].mean(axis=2)
+    gaps = simplex.connectivity_gaps(lambdas, items.reshape(len(rows), -1)).reshape(items.shape)
+    for weights, gap in zip(lambdas, gaps, strict=True):
+      if weights.max() == 1:
+        continue
+      halves = {n: soup_points.half_width(g[None]) for n, g in zip(names, gap, strict=True)}
+      _log(
+        run,
+        "connectivity",
+        step,
+        family=family,
+        label=f"λ = {name_of(weights)}",
+        x={f"lambda_{n}": float(v) for n, v in zip(names, weights, strict=True)},
+        values={n: float(g.mean()) for n, g in zip(names, gap, strict=True)},
+        halves=halves,
+      )
+      step += 1
+
+
+# How λ is chosen for a user, and the split that the rule sees; the last is what no rule can beat.
+EQUAL, VALIDATED, ORACLE = "λ = μ", "best on validation", "best on test (oracle)"
+
+
+def _write_preferences(
+  run: Run,
+  table: Table,
+  validation: Table,
+  names: Sequence[str],
+  preferences: Mapping[str, np.ndarray],
+) -> dict[str, tuple[float, ...]]:
+  """Records of study "preferences": what λ a rule chooses for a user among the soups, and its μ·R on test."""
+  if not preferences:
+    return {}
+  rows, first = table.rows(SOUPS), validation.rows(SOUPS)
+  users = np.stack(list(preferences.values()))
+  lambdas, rewards = table.lambdas[rows], table.rewards[rows]
+  rules = {
+    EQUAL: simplex.nearest(lambdas, users),
+    VALIDATED: simplex.best_for(validation.rewards[first], users),
+    ORACLE: simplex.best_for(rewards, users),
+  }
+  init = table.rewards[table.rows(INIT)[0]]
+  step = 0
+  for number, (user, mu) in enumerate(preferences.items()):
+    x = {f"mu_{n}": float(v) for n, v in zip(names, mu, strict=True)}
+    for rule, chosen in rules.items():
+      row = chosen[number]
+      values = {"utility": float(rewards[row] @ mu), "utility_of_init": float(init @ mu)}
+      values |= {f"lambda_{n}": float(v) for n, v in zip(names, lambdas[row], strict=True)}
+      _log(run, "preferences", step, family=rule, label=user, x=x, values=values)
+      step += 1
+  best = zip(preferences, rules[VALIDATED], strict=True)
+  return {user: tuple(validation.lambdas[first][row].tolist()) for user, row in best}
+
+
+def _log(run: Run, study: str, step: int, **fields: Any) -> None:
+  about = {"study": study, "split": "test"}
+  run.log(about | fields, kind="measurement", stage=study, step=step)
