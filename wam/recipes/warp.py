@@ -30,6 +30,7 @@ from wam.recipes import warp_episodes as episodes
 from wam.recipes.policies import sampling_settings
 from wam.recipes.warp_plans import INIT, Candidate
 from wam.training import sharding
+from wam.training.program_cache import shared_programs
 from wam.training.workdir import Run, open_workdir
 
 
@@ -48,9 +49,10 @@ def run(
     WamError: for everything that the user can mend, before anything is trained where it can be seen then.
   """
   keywords = {key: value for key, value in config.items() if key != "recipe"}
-  sections.call(
-    recipe, keywords, "config", workdir=workdir, command=command, config=config, show=show
-  )
+  with shared_programs():
+    sections.call(
+      recipe, keywords, "config", workdir=workdir, command=command, config=config, show=show
+    )
 
 
 def recipe(
@@ -78,6 +80,9 @@ def recipe(
   """The recipe, top to bottom; every argument but the last four is a section of the config."""
   stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
   plans = warp_plans.plans(warp=warp, reinforce=reinforce, comparisons=comparisons)
+  prompt_length, settings = sampling_settings(**sampling)
+  for plan in plans:
+    plan.check(settings)
   sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
   sections.check(_front, front or {}, "front")
   measure_every, limit, budgets = _front(**(front or {}))
@@ -85,10 +90,6 @@ def recipe(
   data = problems.make(problem)
   proxies.check(reward_model=reward_model, warm=warm, data=data)
   policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
-  prompt_length, settings = sampling_settings(**sampling)
-  settings |= policy.ends
-  for plan in plans:
-    plan.check(settings)
   devices = sharding.make_mesh(mesh)
   open_workdir(workdir, config=config, command=command)
   with sections.call(
@@ -113,7 +114,8 @@ def recipe(
     texts = data.prompts["train"]
     rows = encoding.prompt_rows(policy.tokenizer, texts, length=prompt_length).arrays
     prompts = (rows["tokens"], rows["mask"])
-    setting = episodes.Setting(policy, found.reference, prompts, scorers, current, settings, plans)
+    ends = settings | policy.ends
+    setting = episodes.Setting(policy, found.reference, prompts, scorers, current, ends, plans)
     for plan in plans:
       episodes.train(plan, setting)
 
