@@ -293,9 +293,7 @@ def test_plans_share_what_they_have_in_common(tmp_path):
   )
   setting = carry_out(tmp_path, every)
   trained = {r["stage"] for r in lines(setting)}
-  assert trained == {f"warp-episode_1-member_{m}" for m in (0, 1)} | {
-    "warp-M_3-3-episode_1-member_2"
-  }
+  assert trained == {f"warp-episode_1-member_{m}" for m in (0, 1)} | {"warp-M-3-episode_1-member_2"}
   _, lerped, _, averaged = every
   members = [episodes.trained(every[0], setting, 1, m) for m in (0, 1)]
   assert equal(episodes.merged(lerped, setting, 1), averages.uniform_mean(members))
@@ -412,5 +410,8 @@ def test_refused_comparisons(spec, error, message):
 
 
 def test_two_comparisons_of_one_name():
-  with pytest.raises(ConfigError, match="both called warp-a_b-b"):
-    plans({}, {"a": {"b": {}, "b ": {}}})
+  with pytest.raises(ConfigError, match="both called warp-a-b_"):
+    plans({}, {"a": {"b ": {}, "b!": {}}})
+  with pytest.raises(ConfigError, match="both called a: c"):
+    plans({}, {"a": {"b": {"label": "c"}, "c": {}}})
+  assert plans({}, {"a": {"b": {"label": "β = 0.1"}}})[1].family == "a: β = 0.1"

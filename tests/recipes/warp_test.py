@@ -32,7 +32,7 @@ def config(**changes):
     "comparisons": {
       "merge": {"lerp": {"warp": {"merge": "lerp", "num_episodes": 1}}},
       "static anchor": {
-        f"β = {beta}": {"settings": {"anchor": "init", "ema_rate": None, "kl_coef": beta}}
+        f"β{10 * beta:g}": {"label": f"β = {beta}", "settings": {"anchor": "init", "ema_rate": None, "kl_coef": beta}}
         for beta in (0.1, 0.5)
       },
     },

@@ -98,21 +98,21 @@ class Plan:
   """Algorithm 1 with one setting.
 
   Attributes:
-    family, label: what its results are called in figures; the label is empty for the main plan.
+    key: names its stages: the keys of the comparison; empty for the main plan.
+    family: the line of its results in figures.
     settings: of the episodes.
     reinforce: the section "reinforce" of its members.
   """
 
+  key: str
   family: str
-  label: str
   settings: Settings
   reinforce: Mapping[str, Any]
 
   @property
   def name(self) -> str:
-    """Of its stages and of its line in figures, without spaces."""
-    words = ["warp"] if not self.label else ["warp", self.family, self.label]
-    return "-".join(re.sub(r"[^A-Za-z0-9.=]+", "_", word).strip("_") for word in words)
+    """What its stages are called, without spaces."""
+    return "-".join(["warp", re.sub(r"[^A-Za-z0-9.=-]+", "_", self.key)] if self.key else ["warp"])
 
   def num_iterations(self, episode: int) -> int:
     """T of an episode, from 1."""
@@ -218,7 +218,7 @@ def train(plan: Plan, setting: Setting) -> None:
     check_shared_init(found, init)
     result, about = merge(init, found, rule=plan.settings.merge, group=plan.settings.group)
     if len(found) > 1:
-      about |= {"family": plan.family, "label": plan.label, "x": {"episode": episode}}
+      about |= {"family": plan.family, "label": f"episode {episode}", "x": {"episode": episode}}
       fields = about | {"values": angles(init, found)}
       stages.once(setting.run, kind="cosines", stage=stage, fields=fields)
     loop.save_result(setting.run.stage_directory(stage), result, run=setting.run)

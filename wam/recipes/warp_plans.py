@@ -4,6 +4,7 @@ A comparison is algorithm 1 too: one member in one episode is plain REINFORCE; i
 Leaves out training (warp_episodes.py) and measuring (policy_points.py).
 """
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,29 +52,31 @@ def plans(
   Args:
     warp: keywords of `warp_episodes.Settings`.
     reinforce: of every member, keywords of `reinforce.Settings`.
-    comparisons: family -> label -> a section for `_compared`.
+    comparisons: family -> key -> a section for `_compared`.
 
   Raises:
     ConfigError: for a key that does not exist, or two comparisons of one name.
   """
-  main = Plan(MAIN, "", sections.call(Settings, warp, "warp"), reinforce)
+  main = Plan("", MAIN, sections.call(Settings, warp, "warp"), reinforce)
   found = [main]
-  for family, labels in (comparisons or {}).items():
-    for label, spec in labels.items():
-      name = f"comparisons.{family}.{label}"
+  for family, compared in (comparisons or {}).items():
+    for key, spec in compared.items():
+      name = f"comparisons.{family}.{key}"
       sections.check(_compared, spec, name)
-      if not label:
-        raise ConfigError(f"comparisons.{family}: a comparison needs a label")
-      found.append(_plan(main, warp, f"{family}: {label}", label, name, **spec))
+      plan = _plan(main, warp, name, **{k: v for k, v in spec.items() if k != "label"})
+      line = f"{family}: {spec.get('label', key)}"
+      found.append(dataclasses.replace(plan, key=f"{family}-{key}", family=line))
   names = [plan.name for plan in found]
-  twice = sorted({name for name in names if names.count(name) > 1})
-  if twice:
-    raise ConfigError(f"comparisons: two of them are both called {', '.join(twice)}; rename one")
+  for called in (names, [plan.family for plan in found]):
+    twice = sorted({name for name in called if called.count(name) > 1})
+    if twice:
+      raise ConfigError(f"comparisons: two of them are both called {', '.join(twice)}; rename one")
   return found
 
 
 def _compared(
   *,
+  label: str = "",
   warp: Mapping[str, Any] | None = None,
   settings: Mapping[str, Any] | None = None,
   budget: str = "episode",
@@ -81,6 +84,7 @@ def _compared(
   """A comparison.
 
   Args:
+    label: what it is called in figures; default its key, which cannot hold a dot.
     warp: what differs from the section "warp"; {} for the same episodes. None: one plain run, from θ_SFT.
     settings: what differs from the section "reinforce".
     budget: of a plain run: "episode", as many iterations as a member of the first episode has; "long", as many as all
@@ -92,8 +96,6 @@ def _compared(
 def _plan(
   main: Plan,
   base: Mapping[str, Any],
-  family: str,
-  label: str,
   name: str,
   *,
   warp: Mapping[str, Any] | None = None,
@@ -113,7 +115,7 @@ def _plan(
     for number, lists in {"num_episodes": "episode_iterations", "num_members": "members"}.items():
       if number in warp:
         own.pop(lists, None)
-    return Plan(family, label, sections.call(Settings, {**own, **warp}, f"{name}.warp"), section)
+    return Plan("", "", sections.call(Settings, {**own, **warp}, f"{name}.warp"), section)
   alone = Settings(num_episodes=1, num_members=1, etas=main.settings.etas)
   members = main.settings.num_members
   if budget == "long":
@@ -125,7 +127,7 @@ def _plan(
         section[key] *= members
   elif "num_iterations" not in (settings or {}):
     section["num_iterations"] = main.num_iterations(1)
-  return Plan(family, label, alone, section)
+  return Plan("", "", alone, section)
 
 
 def candidates(every: Sequence[Plan], *, measure_every: int | None) -> list[Candidate]:
