@@ -59,7 +59,7 @@ def collect(records: Sequence[Record]) -> list[Measurement]:
 
   Values that are not finite numbers are left out.
   """
-  found: dict[tuple[Any, ...], Measurement] = {}
+  found: dict[tuple[Any, ...], Measurement] = {}  # "intervals" ([low, high]) go before "halves"
   for record in of_kind(records, "measurement"):
     x = numbers(record.get("x", {}))
     halves = numbers(record.get("halves", {}))
@@ -69,6 +69,10 @@ def collect(records: Sequence[Record]) -> list[Measurement]:
       name: _estimate(value, halves.get(name), count)
       for name, value in numbers(record["values"]).items()
     }
+    for name, ends in _mapping(record.get("intervals")).items():
+      low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+      if name in values and finite(low) is not None and finite(high) is not None:
+        values[name] = values[name]._replace(low=finite(low), high=finite(high))
     split = str(record.get("split") or "")
     point = Measurement(record["study"], record["family"], record["label"], split, x, values)
     found[(*point[:4], *sorted(x.items()))] = point
@@ -156,6 +160,8 @@ def title_of(name: str) -> str:
     )
   if name.startswith("reward_"):
     return f"{name.removeprefix('reward_').replace('_', ' ')} reward"
+  if name.startswith("mu_"):
+    return f"μ of {name.removeprefix('mu_')}"
   return f"{name} reward" if name in ("gold", "proxy", "control") else name.replace("_", " ")
 
 
@@ -165,15 +171,18 @@ def is_percentage(name: str, value: float) -> bool:
 
 
 def texts(name: str, found: Estimate | None) -> tuple[str, str]:
-  """A value and the half width of its interval for reading; with the decimals that the interval asks for.
+  """A value and the half width of its interval for reading, with the decimals that the interval asks for.
 
   >>> (
   ...   texts("accuracy", Estimate(0.7123, 0.7073, 0.7173, 3)),
   ...   texts("kl", Estimate(3.21, None, None, 1)),
   ... )
   (('71.2 %', '0.5'), ('3.21', ''))
-  >>> texts("gold", Estimate(0.7123, 0.7103, 0.7143, 3))
-  ('0.7123', '0.0020')
+  >>> (
+  ...   texts("gold", Estimate(0.7123, 0.7103, 0.7143, 3)),
+  ...   texts("gold", Estimate(0.7123, 0.66, 0.76, 3)),
+  ... )
+  (('0.7123', '0.0020'), ('0.71', '0.05'))
   """
   if found is None:
     return "–", ""
@@ -182,7 +191,9 @@ def texts(name: str, found: Estimate | None) -> tuple[str, str]:
     return f"{100 * found.mean:.1f} %", "" if half is None else f"{100 * half:.1f}"
   if half is None or half <= 0 or abs(found.mean) >= 1000:
     return number(found.mean), ""
-  decimals = min(4, max(2 if half < 10 else 1, 1 - math.floor(math.log10(half))))
+  # Two digits of an interval that starts with 1 or 2, else one.
+  digits = 2 if f"{half:e}"[0] in "12" else 1
+  decimals = min(4, max(2 if half < 1 else 1, digits - 1 - math.floor(math.log10(half))))
   return f"{found.mean:.{decimals}f}".replace("-", "−"), f"{half:.{decimals}f}"
 
 
@@ -196,6 +207,10 @@ def numbers(fields: Mapping[str, Any]) -> dict[str, float]:
   """The finite numbers among the fields."""
   read = {name: finite(value) for name, value in fields.items()}
   return {name: value for name, value in read.items() if value is not None}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+  return value if isinstance(value, Mapping) else {}
 
 
 def _estimate(value: float, half: float | None, count: int) -> Estimate:

@@ -19,7 +19,7 @@ def blocks(run: Run) -> Page:
     "Every position of λ is the conditioned model told to follow that preference. Other lines are other ways of"
     " conditioning, and Rewarded Soups, which mix models that were never trained to be mixed."
   )
-  middle = trade_offs.along(points, names, main)
+  middle = trade_offs.along(points, names)
   return Page(
     title="One model that is told what to prefer",
     headline=_headline(run, points, names, main),

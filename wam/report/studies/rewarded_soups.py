@@ -19,7 +19,7 @@ def blocks(run: Run) -> Page:
     "Every position of λ is one model: the weights of the one-reward models, averaged with λ, without any further"
     " training. Other lines show what else reaches such rewards."
   )
-  middle = trade_offs.along(points, names, main)
+  middle = trade_offs.along(points, names)
   return Page(
     title="One model per reward, and every preference between them",
     headline=_headline(run, points, names, main),
@@ -47,5 +47,5 @@ def _headline(
   moved = trade_offs.spread(points, names, main)
   if moved:
     sentences.append(f"Moving λ takes {wording.listed(moved)}.")
-  sentences += filter(None, (trade_offs.connectivity(points, name, main) for name in names))
+  sentences += trade_offs.connected(run, points, names, main)
   return sentences + wording.hypervolumes(run.records, main)

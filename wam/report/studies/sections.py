@@ -30,6 +30,7 @@ from wam.report.measurements import (
 from wam.report.points import Estimate
 from wam.report.records import Record, of_kind
 from wam.report.story import number
+from wam.report.studies import wording
 
 _FRONT_FIELDS = ("kind", "stage", "step", "family", "x", "y", "reference")
 _MAX_PANELS = 6
@@ -112,8 +113,8 @@ def hypervolumes(records: Sequence[Record]) -> list[Table | Text]:
     return [Text(["The run has not recorded hypervolumes (yet)."], fine=True)]
   more = [n for n in dict.fromkeys(k for r in found for k in numbers(r)) if n not in _FRONT_FIELDS]
   more = [n for n in more if n not in ("hypervolume", "low", "high", "level")]
-  axes = list(dict.fromkeys((r["x"], r["y"]) for r in found))
-  found.sort(key=lambda r: (axes.index((r["x"], r["y"])), -r["hypervolume"]))
+  axes = list(dict.fromkeys(wording.axes_of(r) for r in found))
+  found.sort(key=lambda r: (axes.index(wording.axes_of(r)), -r["hypervolume"]))
   rows = []
   for record in found:
     fields = numbers(record)
@@ -122,7 +123,7 @@ def hypervolumes(records: Sequence[Record]) -> list[Table | Text]:
     reference = record.get("reference")
     rows.append(
       [
-        text_cell(f"{title_of(record['x'])}, {title_of(record['y'])}"),
+        text_cell(", ".join(map(title_of, wording.axes_of(record)))),
         text_cell(record["family"]),
         Cell(f"{fields.get('hypervolume', 0.0):#.3g}", "", fields.get("hypervolume", "")),
         Cell(interval, "", "" if low is None else low),

@@ -18,10 +18,11 @@ from wam.report.measurements import (
   rewards,
   title_of,
 )
+from wam.report.points import Estimate
 from wam.report.records import Run
 from wam.report.studies import sections, wording
 
-STUDY = "front"
+STUDY, SUMMARY, CHOICES, GAPS = "front", "fronts", "preferences", "connectivity"
 
 
 def shown(run: Run) -> list[Measurement]:
@@ -29,14 +30,14 @@ def shown(run: Run) -> list[Measurement]:
   return sections.of_test_split(of_study(measurements.collect(run.records), STUDY))
 
 
-def figures(points: Sequence[Measurement], names: Sequence[str], name: str) -> Figures | None:
+def figures(points: Sequence[Measurement], names: Sequence[str], main: str) -> Figures | None:
   """The front: one panel for every two rewards. Lines follow λ between two rewards; for more there are markers only."""
   drawn = [
     found
     for x, y in _axes(points, names)
-    if (found := _front_panel(points, names, x, y, wide=len(names) == 2)) is not None
+    if (found := _front_panel(points, names, x, y, main=main)) is not None
   ]
-  return Figures(name, drawn) if drawn else None
+  return Figures("front", drawn) if drawn else None
 
 
 def explorer(
@@ -47,13 +48,13 @@ def explorer(
     points,
     names,
     measurements.samples(run.records),
-    figures=figures(points, names, "front"),
+    figures=figures(points, names, main),
     places=_axes(points, names),
     first=main,
   )
 
 
-def along(points: Sequence[Measurement], names: Sequence[str], main: str) -> Section | None:
+def along(points: Sequence[Measurement], names: Sequence[str]) -> Section | None:
   """Every reward and the KL over λ, for two rewards: is the line above the chord between its ends?"""
   if len(names) != 2:
     return None
@@ -66,38 +67,50 @@ def along(points: Sequence[Measurement], names: Sequence[str], main: str) -> Sec
     "Between two models that share their start, the reward of the averaged weights should not fall below the straight"
     " line between the rewards of the two (linear mode connectivity)."
   )
-  checked = [connectivity(points, name, main) for name in names]
-  return Section(
-    "along", "Along λ", [Text([text, *filter(None, checked)]), Figures("along_lambda", drawn)]
-  )
+  return Section("along", "Along λ", [Text([text]), Figures("along_lambda", drawn)])
 
 
-def connectivity(points: Sequence[Measurement], reward: str, main: str) -> str | None:
-  """At how many inner λ a reward of the main family is at least Σ λ_i times that of the one-reward models i."""
+def connected(
+  run: Run, points: Sequence[Measurement], names: Sequence[str], main: str
+) -> list[str]:
+  """One sentence: at how many inner λ of the main family each reward is at least Σ λ_i that of one-reward models."""
+  gaps = [p for p in of_study(measurements.collect(run.records), GAPS) if p.family == main]
+  clauses = []
+  for name in names:
+    found = [p.values[name] for p in gaps if name in p.values] or _gaps(points, name, main)
+    if not found:
+      continue
+    clause = f"{name} at {sum(gap.mean >= 0 for gap in found)} of {len(found)}"
+    clear = sum(gap.mean < -wording.half(gap) for gap in found)
+    if any(wording.half(gap) for gap in found):
+      clause += f" (clearly below at {clear})"
+    clauses.append(clause)
+  if not clauses:
+    return []
+  return [
+    f"The reward of {main} is at least the λ-weighted mean of the rewards of the one-reward models for"
+    f" {wording.listed(clauses)} inner λ."
+  ]
+
+
+def _gaps(points: Sequence[Measurement], reward: str, main: str) -> list[Estimate]:
+  """R(θ_λ) - Σ λ_i R(θ_i) of the inner points, with the intervals of the first term alone."""
   value = reward_value(points, reward)
   members = [p for p in points if p.family == main and value is not None and value in p.values]
   corners = {name: p for p in members for name in p.x if p.x[name] == 1 and _is_lambda(name)}
   if value is None or any(
     _is_lambda(name) and name not in corners for p in members for name in p.x
   ):
-    return None
+    return []
   gaps = []
   for point in members:
     shares = {name: share for name, share in point.x.items() if _is_lambda(name)}
     if shares and max(shares.values()) < 1:
       expected = sum(share * corners[name].values[value].mean for name, share in shares.items())
-      gaps.append((point.values[value].mean - expected, wording.half(point.values[value])))
-  if not gaps:
-    return None
-  above = sum(gap >= 0 for gap, _ in gaps)
-  clear = sum(gap < -noise for gap, noise in gaps)
-  text = (
-    f"The {reward} reward of {main} is at least the λ-weighted mean of the one-reward models at"
-    f" {above} of {len(gaps)} inner λ"
-  )
-  if above == len(gaps) or not any(noise for _, noise in gaps):
-    return text + "."
-  return f"{text}; below it by more than the half width of its interval at {clear}."
+      found, half = point.values[value], wording.half(point.values[value])
+      gap = found.mean - expected
+      gaps.append(found._replace(mean=gap, low=gap - half, high=gap + half))
+  return gaps
 
 
 def spread(points: Sequence[Measurement], names: Sequence[str], main: str) -> list[str]:
@@ -143,7 +156,7 @@ def front_section(
     )
     where = "; the circle in the figure shows where you are" if found.figures else ""
     blocks += [Text([f"{how} {move}{where}. Further right and further up is better."]), found]
-  elif (drawn := figures(points, names, "front")) is not None:
+  elif (drawn := figures(points, names, main)) is not None:
     blocks.append(drawn)
   else:
     blocks.append(Text(["No point of the front has been measured yet."]))
@@ -174,8 +187,25 @@ def rest(run: Run, points: Sequence[Measurement]) -> list[Section]:
   """Hypervolumes, the studies that the page does not know, and the table of all points."""
   every = measurements.collect(run.records)
   table = sections.table(of_study(every, STUDY))
-  found = [Section("hypervolumes", "Hypervolume", sections.hypervolumes(run.records))]
-  found += sections.others(every, {STUDY})
+  volumes: list[Block] = [*sections.hypervolumes(run.records)]
+  if numbers := of_study(every, SUMMARY):
+    volumes.append(sections.table(numbers, title="One number a front"))
+  found = [Section("hypervolumes", "Hypervolume", volumes)]
+  if chosen := of_study(every, CHOICES):
+    text = (
+      "A user has a preference μ; a rule turns it into λ, and the user gets the model of that λ. Utility is μ·R on the"
+      " test split. The last rule looks at the test split itself: no rule can beat it, and none may use it."
+    )
+    found.append(
+      Section("preferences", "From a preference to λ", [Text([text]), sections.table(chosen)])
+    )
+  if gaps := of_study(every, GAPS):
+    text = (
+      "R(θ_λ) − Σ λ_i R(θ_i) of every reward, prompt by prompt: at least 0 where averaging loses nothing against the"
+      " one-reward models."
+    )
+    found.append(Section("gaps", "What averaging gains", [Text([text]), sections.table(gaps)]))
+  found += sections.others(every, {STUDY, SUMMARY, CHOICES, GAPS})
   if (cosines := sections.cosines(run.records)) is not None:
     found.append(Section("cosines", "Task vectors", [cosines]))
   if points:
@@ -196,7 +226,7 @@ def _axes(points: Sequence[Measurement], names: Sequence[str]) -> list[tuple[str
 
 
 def _front_panel(
-  points: Sequence[Measurement], names: Sequence[str], x: str, y: str, *, wide: bool
+  points: Sequence[Measurement], names: Sequence[str], x: str, y: str, *, main: str
 ) -> Figure | None:
   lines = []
   for family, members in by_family(points).items():
@@ -204,9 +234,9 @@ def _front_panel(
     placed = all(name in point.x for point in members for name in key)
     ordered = sorted(members, key=lambda p: [-p.x[k] for k in key]) if placed else members
     joined = len(names) == 2 and placed and len(members) > 1
-    marks = [f"{p.x[key[-1]]:.2g}" for p in ordered] if joined and wide else ()
+    marks = [f"{p.x[key[-1]]:.2g}" for p in ordered] if joined and family == main else ()
     drawn = line(family, ordered, x, y, form="both" if joined else "markers", marks=marks)
     if drawn.x:
       lines.append(drawn)
   title = f"{title_of(y)} (up) against {title_of(x)} (right)"
-  return Figure(title, title_of(x), lines, wide=wide) if lines else None
+  return Figure(title, title_of(x), lines, wide=len(names) == 2) if lines else None

@@ -83,8 +83,10 @@ def _front(run: Run, points: Sequence[Measurement], judge: str | None) -> Sectio
   drawn = [
     found
     for i, value in enumerate(values)
-    if (found := _panel(points, value, wide=i == 0)) is not None
+    if (found := _panel(points, value, _main(points), wide=i == 0)) is not None
   ]
+  if len(drawn) == 2:
+    drawn[0] = drawn[0]._replace(wide=False)  # two look better side by side
   figures = Figures("front", drawn) if drawn else None
   scores = [
     *values,
@@ -199,7 +201,7 @@ def _missing(run: Run, points: Sequence[Measurement]) -> list[str]:
   return [what for what, there in expected.items() if not there]
 
 
-def _panel(points: Sequence[Measurement], value: str, *, wide: bool) -> Figure | None:
+def _panel(points: Sequence[Measurement], value: str, main: str, *, wide: bool) -> Figure | None:
   """A value over KL; lines whose names agree before a colon look alike, and say at their end what differs."""
   lines = []
   for family, members in by_family(points).items():
@@ -210,7 +212,7 @@ def _panel(points: Sequence[Measurement], value: str, *, wide: bool) -> Figure |
     ordered = sorted(members, key=lambda point: point.x.get("eta", 0.0))
     if wide and colon and kind != "REINFORCE":
       tail = rest
-    if wide and "eta" in ordered[-1].x and not colon:
+    if wide and family == main:
       marks = [f"{p.x['eta']:g}" if 0 < p.x["eta"] < 1 else "" for p in ordered]
     else:
       marks = [""] * (len(ordered) - 1) + [tail]

@@ -94,13 +94,13 @@ def comparison(value: str, what: str, ours: Named, theirs: Named) -> str:
 
 def hypervolumes(records: Sequence[Record], main: str) -> list[str]:
   """One sentence for every pair of axes: the main family's front against the best of the others."""
-  groups: dict[tuple[str, str], list[Record]] = {}
+  groups: dict[tuple[str, ...], list[Record]] = {}
   for record in of_kind(records, "front"):
-    groups.setdefault((record["x"], record["y"]), []).append(record)
+    groups.setdefault(axes_of(record), []).append(record)
   sentences = []
-  for (x, y), found in groups.items():
+  for axes, found in groups.items():
     ours = [r for r in found if r["family"] == main]
-    others = [r for r in found if r["family"] != main]
+    others = [r for r in found if not r["family"].startswith(main)]
     if not ours or not others:
       continue
     best = max(others, key=lambda r: r["hypervolume"])
@@ -111,7 +111,7 @@ def hypervolumes(records: Sequence[Record], main: str) -> list[str]:
       for name, v in named
     ]
     sentences.append(
-      f"Hypervolume of {title_of(x)} and {title_of(y)}: {texts[0]}, {texts[1]}, the best of the others;"
+      f"Hypervolume of {listed([title_of(name) for name in axes])}: {texts[0]}, {texts[1]}, the best of the others;"
       f" {verdict(*named)}."
     )
   return sentences
@@ -124,6 +124,11 @@ def selected(run: Run, points: Sequence[Measurement]) -> tuple[Measurement, str,
       if (point.family, point.label) == (record["family"], record["label"]):
         return point, record["rule"], record["split"]
   return None
+
+
+def axes_of(record: Record) -> tuple[str, ...]:
+  """The axes of a record of kind "front"."""
+  return tuple(str(record[name]) for name in ("x", "y", "z") if name in record)
 
 
 def highest(points: Sequence[Measurement], value: str) -> Measurement | None:
