@@ -16,6 +16,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+  """Many tests compile the same programs: a run that is killed and resumed, and the one it is compared with.
+
+  Each worker has a cache of its own: JAX writes entries in place, and another process could read half of one.
+  """
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
 @pytest.fixture
 def strict_dtypes():
   """Implicit dtype promotion is an error inside the test (global strictness breaks optax's adamw)."""
