@@ -61,10 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recipes() -> dict[str, Callable[..., None]]:
   """By name; a recipe is a function (config, workdir, *, command, show)."""
-  from wam.recipes import alignment_tax, rewarded_soups, warm, warp
+  from wam.recipes import alignment_tax, clp, rewarded_soups, warm, warp
 
   return {
     "alignment_tax": alignment_tax.run,
+    "clp": clp.run,
     "rewarded_soups": rewarded_soups.run,
     "warm": warm.run,
     "warp": warp.run,
