@@ -42,6 +42,12 @@ def test_by_hand(name, completion, expected):
   assert value(name, completion) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_tokenizers_bos_moves_no_topic():
+  scorer = world_rewards.scorer("topics")
+  found = scorer([f"<bos> {PROMPT}"] * 2, ["soup kite", "wants and"])
+  np.testing.assert_array_equal(found, [1.0, 0.0])
+
+
 def test_gold_is_the_worlds():
   world, draw = World(), rng.generator(0, "replies")
   prompts = world.prompts("train", 200)

@@ -23,8 +23,10 @@ Component = Callable[[str, Sequence[str]], float]
 
 def topics(prompt: str, words: Sequence[str]) -> float:
   """The share of the prompt's two topics that are named."""
-  asked = prompt.split()
-  return len(set(words) & {asked[3], asked[5]}) / 2
+  # "chat Mia wants kite and soup :", whatever a tokenizer put before it.
+  _, _, wanted = prompt.partition(" wants ")
+  first, _, second, *_ = wanted.split()
+  return len(set(words) & {first, second}) / 2
 
 
 def warmth(prompt: str, words: Sequence[str]) -> float:
