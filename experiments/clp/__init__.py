@@ -1,0 +1,1 @@
+"""Do conditional language policies beat Rewarded Soups at equal compute?"""

@@ -1,0 +1,1 @@
+"""Which claims of Rewarded Soups hold in a small world with conflicting rewards?"""

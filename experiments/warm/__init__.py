@@ -1,0 +1,1 @@
+"""Which claims of WARM hold where the true reward is known?"""

@@ -1,0 +1,28 @@
+"""Trains six reward models a seed, averages them, and puts every claim into the ledger."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import studies
+from experiments.warm import claims, figure
+from wam.recipes import warm
+
+
+def config(seed: int) -> dict[str, Any]:
+  """configs/warm/tiny.py, with all orders of members."""
+  made = studies.config("warm/tiny.py", seed)
+  made["accuracy"]["orders"] = ["best_first", "worst_first", "random"]
+  return made
+
+
+def main(arguments: Sequence[str]) -> int:
+  """See `studies.main`."""
+  return studies.main(
+    arguments,
+    directory=pathlib.Path(__file__).resolve().parent,
+    run=warm.run,
+    make_config=config,
+    claims=claims.CLAIMS,
+    draw=figure.draw,
+  )

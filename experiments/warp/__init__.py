@@ -1,0 +1,1 @@
+"""Which claims of WARP hold in a small world with an imperfect reward model?"""

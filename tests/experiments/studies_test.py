@@ -1,0 +1,223 @@
+"""The claims of the recipes' experiments on made-up measurements, of which it is known whether they hold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import figures, studies
+from experiments.clp import claims as clp
+from experiments.clp import run as clp_run
+from experiments.rewarded_soups import claims as soups
+from experiments.rewarded_soups import figure as soups_figure
+from experiments.studies import Point, Study
+from experiments.warm import claims as warm
+from experiments.warm import figure as warm_figure
+from experiments.warp import claims as warp
+from experiments.warp import figure as warp_figure
+from wam.core.errors import BadData
+from wam.report import ledgers
+
+
+def noise(seed, name):
+  """A little that differs from seed to seed, the same for one name."""
+  return 1e-4 * np.random.default_rng([seed, len(name), sum(map(ord, name))]).standard_normal()
+
+
+def warm_study(seed, *, sign=1):
+  """WARM is better by as much as the paper says, or worse for sign = -1."""
+  points = []
+
+  def add(study, family, split, label, x, **values):
+    points.append(Point(study, family, split, label, x, values))
+
+  gains = {warm.CORRUPT: -0.1, warm.CLEAN: -0.02, warm.VALIDATION: 0.004, warm.OOD: 0.007}
+  for split, gain in gains.items():
+    for m in range(1, 7):
+      for family, more in {
+        warm.WARM: sign * gain,
+        warm.ENSEMBLE: 0.0,
+        "WARM, worst first": -sign * 0.01,
+        "WARM, any order": -sign * 0.005,
+      }.items():
+        value = 0.7 + 0.01 * m + more + noise(seed, family + split)
+        add("accuracy", family, split, f"M = {m}", {"M": m}, accuracy=value)
+  kinds = ("same run", "same configuration", "different learning rates", "Baklava")
+  for rank, kind in enumerate(kinds):
+    bend = sign * (0.002 + 0.004 * rank)
+    for t in np.linspace(0, 1, 5):
+      value = 0.7 + bend * 4 * t * (1 - t)
+      add("interpolation", kind, warm.OOD, f"λ = {t}", {"lambda": t}, accuracy=value)
+    summary = {"gain": bend + noise(seed, kind), "barrier": 0.0}
+    add("connectivity_summary", kind, warm.OOD, "whole line", {}, **summary)
+  heights = {
+    warm.WARM: 0.2,
+    "WARM, M = 2": 0.15,
+    warm.ENSEMBLE: 0.1,
+    "ensemble mean, M = 2": 0.1,
+    warm.ALONG: 0.05,
+    warm.SINGLE: 0.0,
+    **dict.fromkeys(warm.CONSERVATIVE, 0.12),
+  }
+  for family, height in heights.items():
+    # Everything falls behind its best n, the single model most.
+    fall = sign * (0.1 - 0.3 * height)
+    for n in (1, 8, 64, 512):
+      gold = 0.5 + sign * height * (n > 1) - fall * (n == 512) + noise(seed, family)
+      values = {"gold": gold, "win_rate": 0.5 + sign * 0.45 * (n > 8)}
+      add("best_of_n", family, "test", f"n = {n}", {"n": n}, **values)
+    for i, kl in enumerate((0.0, 2.0, 4.0, 8.0)):
+      top = 2 if (family == warm.WARM) == (sign > 0) else 1
+      gold = 0.5 + sign * height * (i > 0) - 0.05 * abs(i - top) + noise(seed, family)
+      place = {"kl": kl * (1 + noise(seed, "kl"))}
+      add("over_optimisation", family, "test", f"iteration {i}", place, gold=gold)
+  fit = {"r2": 0.9 + sign * (0.08 + noise(seed, "fit"))}
+  return Study(seed, points, {(warm.SINGLE, curve): fit for curve in ("best_of_n", "rl")})
+
+
+def warp_study(seed, *, sign=1):
+  """WARP's lines in the order that the paper claims, or the other way round."""
+  ranks = {
+    warp.LAST: 9, "WARP, episode 2": 8, warp.FIRST: 7, warp.MAIN: 9, warp.LONG: 5, warp.WIDE: 5.1,
+    **dict.fromkeys(warp.STATIC, 3.0), **dict.fromkeys(warp.MEMBERS, 4.0), warp.LERP: 6,
+    "members: M = 1": 5, "members: M = 2": 6, "members: M = 4": 7, "length: penalty on one": 7,
+    "same run: iterations 25 to 40": 4.5, "step back: η = 0.5": 9,
+  }  # fmt: skip
+  points = []
+  for family, rank in ranks.items():
+    level = sign * (0.1 * rank + noise(seed, family))
+    tilt = sign * 0.05 if family.startswith("step back") else 0.0
+    for kl in (1.0, 2.0, 3.0):
+      values = {f"reward_{j}": level + tilt * (kl - 2) for j in warp.JUDGES}
+      points.append(Point("reward within a KL", family, "test", f"KL = {kl:g}", {"kl": kl}, values))
+    for eta in (0.0, 0.5, 1.0):
+      bend = sign * 0.1 * (eta == 0.5)
+      kl = eta - bend * 0.5 + sign * {warp.FIRST: 0.1, warp.LERP: -0.1}.get(family, 0.0) * eta
+      values = {f"reward_{j}": level * eta + bend for j in warp.JUDGES}
+      values |= {"kl": kl + noise(seed, family) * eta}
+      values["length"] = 9 - sign * (family == "length: penalty on one") + noise(seed, family)
+      points.append(Point("front", family, "test", f"η = {eta:g}", {"eta": eta}, values))
+  cosines = {"layers": 0.3 - sign * (0.2 + noise(seed, "a")), "weights": 0.999 + sign * 0.0005}
+  cosines["weights"] += noise(seed, "b") / 10
+  return Study(seed, points, cosines={(warp.MAIN, "episode 1"): cosines})
+
+
+def soups_study(seed, *, sign=1):
+  """Soups a little above MORL, or far below."""
+  points = []
+  better = 1 + sign * 0.06
+  for family in (*soups_figure.FAMILIES, f"{soups.SOUPS}, λ of {soups.MORL}"):
+    volume = 1.0 if family == soups.MORL else better + noise(seed, family)
+    values = {"hypervolume": volume, soups.RATIO: volume, soups.UTILITY: volume - 1}
+    if sign < 0 and family == soups.MOD:
+      values["hypervolume"] = 1.2
+      values[soups.RATIO] = 0.9 + noise(seed, "mod")
+    points.append(Point("fronts", family, "test", "11 points", {}, values))
+    rewards = {"reward_warm": 1.0, "reward_topic": 0.5 + noise(seed, family)}
+    points += [Point("front", family, "test", label, {}, rewards) for label in ("λ = 0", "λ = 1")]
+  gap = {name: sign * (0.1 + noise(seed, name)) for name in ("warm", "topic")}
+  points += [Point("connectivity", soups.SOUPS, "test", f"λ = {x}", {}, gap) for x in (0.3, 0.6)]
+  for rule, loss in {soups.ORACLE: 0.0, soups.EQUAL: 0.01, soups.VALIDATED: 0.02}.items():
+    utility = 1.0 - loss * (1 if sign > 0 else 20) + noise(seed, rule) * (loss > 0)
+    values = {"utility": utility, "utility_of_init": 0.0}
+    points.append(Point("preferences", rule, "test", "a user", {}, values))
+  return Study(seed, points)
+
+
+def clp_study(seed, *, sign=1):
+  values = {
+    "hypervolume_ratio": 1 + sign * 0.1 + noise(seed, "a"),
+    "expected_utility_gain": sign * 0.1 + noise(seed, "b"),
+  }
+  families = [f"CLP {kind}" for kind in clp.KINDS]
+  return Study(seed, [Point("comparison", f, "test", "all", {}, values) for f in families])
+
+
+EXPERIMENTS = {
+  "warm": (warm.CLAIMS, warm_study),
+  "warp": (warp.CLAIMS, warp_study),
+  "rewarded_soups": (soups.CLAIMS, soups_study),
+  "clp": (clp.CLAIMS, clp_study),
+}
+
+
+def verdicts_of(name, sign):
+  claims, make = EXPERIMENTS[name]
+  runs = [make(seed, sign=sign) for seed in range(3)]
+  return {c.name: studies.judged(c, runs, "command", "CPU").verdict for c in claims}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_claims_hold_where_they_were_made_to(name):
+  found = verdicts_of(name, 1)
+  assert set(found.values()) == {"reproduced"}, found
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_claim_holds_in_the_opposite_world(name):
+  found = verdicts_of(name, -1)
+  # Accuracies are near each other whichever is the larger.
+  free = {"WARM-2"} if name == "warm" else set()
+  assert "reproduced" not in {v for c, v in found.items() if c not in free}, found
+
+
+def test_figures_are_drawn(tmp_path):
+  for make, draw in (
+    (warm_study, warm_figure.draw),
+    (warp_study, warp_figure.draw),
+    (soups_study, soups_figure.draw),
+  ):
+    draw([make(seed) for seed in range(2)], tmp_path)
+  names = sorted(p.name for p in tmp_path.iterdir())
+  assert names == [
+    "accuracy.png",
+    "fronts.png",
+    "fronts_gold.png",
+    "fronts_proxy.png",
+    "over_optimisation.png",
+  ]
+  assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.iterdir())
+  assert clp_run.FAMILIES[0] == soups.SOUPS
+  assert figures.Panel("", "", "", {}).mean
+
+
+def test_configs_of_the_experiments_are_those_of_the_recipes():
+  made = studies.config("warp/tiny.py", 2)
+  assert made["recipe"] == "warp"
+  assert made["seed"] == made["problem"]["seed"] == 2
+
+
+def test_a_run_is_read_judged_and_written(tmp_path):
+  workdirs = {}
+  for seed in range(3):
+    workdirs[seed] = tmp_path / "runs" / f"clp-{seed}"
+    workdirs[seed].mkdir(parents=True)
+    rows = [
+      {"kind": "measurement", "stage": p.study, "step": 0, **p._asdict(), "split": p.split or None}
+      for p in clp_study(seed).points
+    ]
+    rows.append({"kind": "metric", "stage": "other", "step": 1, "loss": 1.0})
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (workdirs[seed] / "records.jsonl").write_text(text)
+  out = tmp_path / "clp"
+  out.mkdir()
+  arguments = ["--judge-only", "--workdirs", str(tmp_path / "runs"), "--hardware", "some CPU"]
+  keywords = {"directory": out, "run": None, "make_config": None, "claims": clp.CLAIMS}
+  assert studies.main(arguments, draw=lambda *_: None, **keywords) == 0
+  entries = ledgers.read(out)
+  assert [e.verdict for e in entries] == ["reproduced"] * 4
+  assert {e.seeds for e in entries} == {(0, 1, 2)}
+  assert entries[0].command == "python -m experiments.clp"
+  rows = (out / "results" / "points.csv").read_text().splitlines()
+  assert len(rows) == 1 + 3 * 4 * 2
+
+
+def test_what_is_missing_is_named(tmp_path):
+  study = clp_study(0)
+  with pytest.raises(BadData, match=r"no points of comparison, CLP soft.*CLP full"):
+    study.of("comparison", "CLP soft")
+  with pytest.raises(BadData, match=r"has no M = 3; found \['all'\]"):
+    study.at("comparison", "CLP full", "M = 3", "hypervolume_ratio")
+  (tmp_path / "records.jsonl").write_text('{"kind": "metric", "stage": "a", "step": 1}\n')
+  with pytest.raises(BadData, match="nothing was measured"):
+    studies.read(tmp_path, seed=0)
