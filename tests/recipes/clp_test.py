@@ -12,6 +12,7 @@ from wam.checkpoints import records
 from wam.cli import configs
 from wam.core.errors import ConfigError, UnknownName
 from wam.recipes import clp, clp_variants
+from wam.training import sharding
 
 # Of those, the ones that this recipe has.
 SHARED = ("problem", "model", "pretrain", "sft")
@@ -25,7 +26,7 @@ TOY = [override for override in TINY if override.split(".")[1] in SHARED] + [
   "--config.reinforce.samples_per_prompt=2",
   "--config.reinforce.batch_size=8",
   "--config.clp.preferences_per_iteration=2",
-  "--config.clp.prompts_per_preference=4",
+  "--config.clp.prompts_per_preference=8",
   "--config.clp.samples_per_prompt=2",
   "--config.clp.updates_per_iteration=2",
   "--config.grid.intervals=2",
@@ -72,6 +73,16 @@ def test_compute_is_that_of_all_single_runs():
 def test_refuses_sections_that_cannot_work(changes, error, message):
   with pytest.raises(error, match=message):
     plan(**changes)
+
+
+def test_refuses_what_the_devices_do_not_divide():
+  """Before anything is trained; the tests have 8 devices."""
+  mesh = sharding.make_mesh()
+  clp_variants.check_batches(plan(), mesh)
+  with pytest.raises(ConfigError, match="'full', prompts of one preference: a batch of 4 cannot"):
+    clp_variants.check_batches(plan(prompts_per_call=4), mesh)
+  with pytest.raises(ConfigError, match="completions of one preference: a batch of 4 cannot"):
+    clp_variants.check_batches(plan(accumulate_steps=4), mesh)
 
 
 def toy_config():

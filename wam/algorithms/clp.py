@@ -176,7 +176,8 @@ def run(
   )
   most = config.sampling["max_new_tokens"] + steered.extra_tokens
   preconditions.check_context(model, prompts, max_new_tokens=most, stage=stage)
-  sharding.check_batch_size(config.rows_per_call, run.mesh)
+  for size in (config.rows_per_call, config.prompts_per_call or config.prompts_per_preference):
+    sharding.check_batch_size(size, run.mesh)
   with jax.set_mesh(run.mesh):
     start = steered.init(params)
     done = iterations.load_result(run, start, stage=stage)

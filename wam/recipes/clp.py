@@ -116,6 +116,7 @@ def compare(
   trained = clp_variants.variants(clp, names, reinforce, sampling)
   steered = {v.kind: clp_variants.conditioning(v, policy, names) for v in trained}
   devices = sharding.make_mesh(mesh)
+  clp_variants.check_batches(trained, devices)
   open_workdir(workdir, config=config, command=command)
   with sections.call(
     Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show

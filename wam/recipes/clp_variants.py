@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from wam.algorithms import clp as algorithm
 from wam.core import sections
@@ -18,6 +19,7 @@ from wam.recipes import soup_models, stages, tuning
 from wam.recipes.policies import Policy, sampling_settings
 from wam.recipes.soup_models import Lambda
 from wam.rewards.scorers import RolloutScorer
+from wam.training import sharding
 
 
 class Variant(NamedTuple):
@@ -145,6 +147,18 @@ def _variants(
         )
     found.append(Variant(kind, settings | {"conditioning": kind, "num_iterations": count}))
   return found
+
+
+def check_batches(every: Sequence[Variant], mesh: Mesh) -> None:
+  """Raises ConfigError, naming the kind, unless the devices divide what each variant samples and reads at a time."""
+  for variant in every:
+    config = algorithm.Settings(sampling={"max_new_tokens": 1}, **variant.settings)
+    prompts = config.prompts_per_call or config.prompts_per_preference
+    for what, size in {"completions": config.rows_per_call, "prompts": prompts}.items():
+      try:
+        sharding.check_batch_size(size, mesh)
+      except ConfigError as error:
+        raise ConfigError(f"clp, '{variant.kind}', {what} of one preference: {error}") from error
 
 
 def completions_of(reinforce: Mapping[str, Any]) -> int:
