@@ -125,7 +125,7 @@ def _measured(
     # One more sample of θ_0 for each prompt, for the win rates.
     if baseline is None:
       other = draw(setting, params, stream=f"{STUDY}/baseline", num_prompts=drawing["num_prompts"])
-      baseline = _in_order(rollout, other, setting.judge.scorer(*other[:4]))
+      baseline = np.repeat(setting.judge.scorer(*other[:4]), drawing["num_samples"])
     kl = kl_to_reference(
       setting.policy.model, params, setting.reference, _samples_of(rollout)
     ).per_sequence
@@ -158,14 +158,6 @@ def _samples_of(rollout: Rollout) -> Samples:
   """A rollout as the samples that it was drawn as; nobody asks for their log-probabilities."""
   fields = rollout._asdict()
   return Samples(logprobs=jnp.zeros(rollout.completions.shape), **fields)
-
-
-def _in_order(rollout: Rollout, other: Rollout, rewards: np.ndarray) -> np.ndarray:
-  """Rewards of another rollout's prompts in the order of this one's rows."""
-  by_prompt = {
-    row.tobytes(): reward for row, reward in zip(other.prompt_tokens, rewards, strict=True)
-  }
-  return np.asarray([by_prompt[row.tobytes()] for row in rollout.prompt_tokens])
 
 
 def _half(values: np.ndarray, num_samples: int) -> float:

@@ -64,7 +64,7 @@ def best_of_n(
     num_prompts: of the test split; default all.
     ns: default the powers of 2 up to N.
     counts: sizes M of further averages and ensembles of the best members.
-    prompts_per_call: prompts of one call of `generate`; divides their number.
+    prompts_per_call: prompts of one call of `generate`, to bound its memory.
   """
   numbers = list(ns or [2**i for i in range(num_candidates.bit_length()) if 2**i <= num_candidates])
 
@@ -91,8 +91,9 @@ def best_of_n(
       return made["rewards"].astype(np.float64).reshape(shape)
 
     worth = score(setting.judge.name, setting.judge.scorer)
-    wins = best_of_n_curves.win_credit(worth, _baseline(setting, rollout, num_candidates))
-    found = [_about(setting, rollout, num_candidates)]
+    other = draw(setting, setting.reference, stream=f"{STAGE}/baseline", num_prompts=len(worth))
+    wins = best_of_n_curves.win_credit(worth, setting.judge.scorer(*other[:4]))
+    found = [_about(rollout, num_candidates)]
     for family, chosen in selectors(setting, score, counts).items():
       found += _curve(family, setting.judge.name, numbers, worth, wins, chosen)
       found.append(_samples(setting, family, rollout, chosen))
@@ -178,20 +179,8 @@ def fitted(
   return [{"kind": measurements.FIT, "family": family, "curve": form, "values": finite}]
 
 
-def _baseline(setting: Setting, rollout: Rollout, num_candidates: int) -> np.ndarray:
-  """What the judge gives to one more sample of θ_0 for each prompt, in the order of the candidates: [P]."""
-  prompts = rollout.prompt_tokens[::num_candidates]
-  again = draw(setting, setting.reference, stream=f"{STAGE}/baseline", num_prompts=len(prompts))
-  rewards = setting.judge.scorer(*again[:4])
-  by_prompt = {
-    row.tobytes(): reward for row, reward in zip(again.prompt_tokens, rewards, strict=True)
-  }
-  return np.asarray([by_prompt[row.tobytes()] for row in prompts])
-
-
-def _about(setting: Setting, rollout: Rollout, num_candidates: int) -> dict[str, Any]:
+def _about(rollout: Rollout, num_candidates: int) -> dict[str, Any]:
   """How many completions there are, and what share of them was drawn before for the same prompt."""
-  del setting
   rows = rollout.completions.reshape(-1, num_candidates, rollout.completions.shape[1])
   unique = sum(len(np.unique(own, axis=0)) for own in rows)
   total = rows.shape[0] * num_candidates

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wam.core import sections
+from wam.core import rng, sections
 from wam.core.errors import BadData, ConfigError
 from wam.core.types import Params
 from wam.data import encoding
 from wam.data.tokenizers import eos_id
-from wam.generation import rollouts
 from wam.generation.rollouts import Rollout
+from wam.generation.sampling import generate
 from wam.recipes import reward_models, tuning
 from wam.recipes.policies import Policy, sampling_settings
 from wam.recipes.problems import Problem
@@ -134,7 +134,7 @@ def draw(
   num_samples: int = 1,
   prompts_per_call: int | None = None,
 ) -> Rollout:
-  """Samples of a policy for the first prompts of a split: the samples of a prompt next to each other.
+  """Samples of a policy for the first prompts of a split, in their order, those of a prompt next to each other.
 
   Args:
     setting: with prompts and the section "sampling".
@@ -143,33 +143,33 @@ def draw(
     split: of the prompts.
     num_prompts: so many at most; default all.
     num_samples: of each.
-    prompts_per_call: see `rollouts.draw`.
-
-  Raises:
-    BadData, ConfigError: as `rollouts.check`.
+    prompts_per_call: prompts of one call of `generate`, to bound its memory. None: all.
   """
   length, settings = sampling_settings(**setting.sampling)
-  texts = setting.data.prompts[split][:num_prompts]
-  rows = encoding.prompt_rows(setting.policy.tokenizer, texts, length=length).arrays
-  prompts = (rows["tokens"], rows["mask"])
-  count = len(texts)
-  rollouts.check(
-    prompts, stage=stream, prompts_per_iteration=count, prompts_per_call=prompts_per_call
-  )
-  return rollouts.draw(
-    setting.policy.model,
-    params,
-    prompts,
-    seed=setting.run.seed,
-    stream=stream,
-    iteration=1,
-    num_prompts=count,
-    num_samples=num_samples,
-    sampling=settings | setting.policy.ends,
-    prompts_per_call=prompts_per_call,
-    place=lambda batch: sharding.put_whole_batch(batch, setting.run.mesh),
-    fetch=sharding.fetch,
-  )
+  written = setting.data.prompts[split][:num_prompts]
+  rows = encoding.prompt_rows(setting.policy.tokenizer, written, length=length).arrays
+  count, mesh = len(written), setting.run.mesh
+  per_call = prompts_per_call or count
+  parts = []
+  for call, start in enumerate(range(0, count, per_call)):
+    real = min(per_call, count - start)
+    # The last call has the shape of the others; its rows are filled up with copies.
+    filled = sharding.filled_rows(per_call, mesh)
+    place = np.minimum(start + filled, count - 1)
+    tokens, mask = sharding.put_whole_batch((rows["tokens"][place], rows["mask"][place]), mesh)
+    samples = generate(
+      setting.policy.model,
+      params,
+      tokens,
+      mask,
+      rng.key(setting.run.seed, stream, call),
+      num_samples=num_samples,
+      **settings,
+      **setting.policy.ends,
+    )
+    whole = sharding.fetch({name: getattr(samples, name) for name in Rollout._fields})
+    parts.append({name: array[: real * num_samples] for name, array in whole.items()})
+  return Rollout(**{n: np.concatenate([part[n] for part in parts]) for n in Rollout._fields})
 
 
 def texts(setting: Setting, rollout: Rollout, rows: Sequence[int]) -> tuple[list[str], list[str]]:
