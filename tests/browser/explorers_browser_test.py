@@ -50,7 +50,7 @@ def seen(browser, name):
 def expected(records, family, label):
   (record,) = [
     r for r in records
-    if r["kind"] == "measurement" and (r["family"], r["label"]) == (family, label)
+    if r.get("study") == "front" and (r["family"], r["label"]) == (family, label)
   ]  # fmt: skip
   return record["values"]
 

@@ -78,10 +78,15 @@ def soups(names: Sequence[str] = PAIR, *, steps: int = 10) -> list[Record]:
       for family, volume in (("rewarded soups", 1.31), ("MORL", 1.36)):
         records.append(_front(family, f"reward_{names[b]}", f"reward_{names[a]}", volume))
   for family, utility in (("rewarded soups", 0.81), ("MORL", 0.84)):
-    values = {"expected_utility": utility, "coverage": 0.4}
-    records.append(measurement("quality", family, "all λ", values, half=0.03))
-  chosen = {"regret": 0.02}
-  records.append(measurement("preference", "λ = μ", "μ = 0.3|0.7", chosen, x={"mu": 0.3}))
+    values = {"expected_utility": utility, "coverage_of_MORL": 0.4}
+    ends = {"expected_utility": [utility - 0.03, utility + 0.02]}
+    records.append(measurement("fronts", family, "all λ", values, intervals=ends))
+  for label, gap in (("λ = 0.5|0.5", 0.1), ("λ = 0.6|0.4", -0.2)):
+    values = {names[0]: gap, names[1]: -0.01}
+    records.append(measurement("connectivity", "rewarded soups", label, values, half=0.05))
+  chosen = {"utility": 0.7, f"lambda_{names[0]}": 0.3}
+  x = {f"mu_{names[0]}": 0.3}
+  records.append(measurement("preferences", "λ = μ", "the curt", chosen, x=x))
   return records
 
 

@@ -6,6 +6,7 @@ The page loads nothing from anywhere, as that of `page`, whose look and script i
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ FOLDER = "report"
 PAGE = "index.html"
 MEASUREMENTS_TABLE, FRONTS_TABLE = "measurements.csv", "fronts.csv"
 CURVES_PICTURE = "curves"
+_MOST_CURVES = 24  # panels of the picture
 _SHORT = 12  # rows of a table that a terminal shows in any case
 
 
@@ -58,7 +60,8 @@ def write(run: Run, page: Page, folder: Path) -> Path:
   styles = charts.page_styles(page)
   for drawn in charts.all_figures(page):
     charts.write_picture(drawn, styles, folder / f"{drawn.name}.png")
-  figures.curves_figure(run.records, folder / f"{CURVES_PICTURE}.png")
+  # Runs of many members have hundreds of panels: all on the page, not all in one picture.
+  figures.curves_figure(run.records, folder / f"{CURVES_PICTURE}.png", most=_MOST_CURVES)
   _write_measurements(run, folder / MEASUREMENTS_TABLE)
   tables.write_fronts(run.records, folder / FRONTS_TABLE)
   write_atomically(folder / PAGE, _render(run, page, styles, folder))
@@ -178,7 +181,7 @@ def _curves(run: Run) -> list[tuple[str, list[panels.Panel]]]:
   groups: dict[str, list[panels.Panel]] = {}
   for panel in panels.curve_panels(run.records):
     stage = panel["title"].rsplit(": ", 1)[0]
-    groups.setdefault(stage.split("/")[0], []).append(panel | {"wide": False})
+    groups.setdefault(re.split(r"[/:-]", stage)[0], []).append(panel | {"wide": False})
   return list(groups.items())
 
 

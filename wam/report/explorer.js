@@ -53,7 +53,7 @@
     };
     const markFigures = (position) => {
       explorer.figures.forEach((id, i) => {
-        const data = report.figures[id].data;
+        const { data } = report.figures[id];
         const number = data.findIndex((trace) => trace.meta === MARK);
         const [x, y] = position.places[i] ?? [null, null];
         Object.assign(data[number], { x: [x], y: [y] }); // for the next time the theme changes

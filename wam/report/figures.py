@@ -62,9 +62,9 @@ def front_figure(points: Points, records: Sequence[Record], path: Path) -> None:
   save(figure, path)
 
 
-def curves_figure(records: Sequence[Record], path: Path) -> None:
-  """Draws every training curve, one small panel for each stage and kind of measure."""
-  found = panels(records)
+def curves_figure(records: Sequence[Record], path: Path, *, most: int | None = None) -> None:
+  """Draws every training curve (or the first `most` panels), a small panel for each stage and kind of measure."""
+  found = panels(records)[:most]
   if not found:
     return
   columns = min(len(found), 4)

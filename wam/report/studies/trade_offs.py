@@ -82,7 +82,7 @@ def connected(
       continue
     clause = f"{name} at {sum(gap.mean >= 0 for gap in found)} of {len(found)}"
     clear = sum(gap.mean < -wording.half(gap) for gap in found)
-    if any(wording.half(gap) for gap in found):
+    if any(wording.half(gap) for gap in found) and any(gap.mean < 0 for gap in found):
       clause += f" (clearly below at {clear})"
     clauses.append(clause)
   if not clauses:

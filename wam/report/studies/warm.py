@@ -6,7 +6,7 @@ from wam.report import measurements
 from wam.report.blocks import Page
 from wam.report.measurements import Measurement, by_family, named, of_study, reading, value_names
 from wam.report.points import Estimate
-from wam.report.records import Run, finite
+from wam.report.records import Run
 from wam.report.studies import sections, warm_sections, wording
 from wam.report.studies.warm_sections import ACCURACY, BEST_OF_N, GAIN, JUDGES, LINES, RL
 
@@ -45,20 +45,8 @@ def main_family(points: Sequence[Measurement]) -> str:
   return named(by_family(points), FAMILY, "warm") or FAMILY
 
 
-def corruption(run: Run) -> str | None:
-  """How many labels were swapped on purpose."""
-  for record in run.of_kind("corruption"):
-    rows, pairs = record.get("swapped"), finite(record.get("pairs"))
-    count = float(len(rows)) if isinstance(rows, list) else finite(rows)
-    if count is None:
-      continue
-    share = f" of {pairs:.0f}, {count / pairs:.1%}" if pairs else ""
-    return f"The labels of {count:.0f} training pairs{share} were swapped."
-  return None
-
-
 def _headline(run: Run, points: Sequence[Measurement]) -> list[str]:
-  sentences = [text] if (text := corruption(run)) else []
+  sentences = [text] if (text := warm_sections.corruption(run)) else []
   main = main_family(points)
   accuracy = of_study(points, "accuracy")
   value = named(value_names(accuracy), "accuracy")

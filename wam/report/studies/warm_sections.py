@@ -16,7 +16,7 @@ from wam.report.measurements import (
   value_names,
 )
 from wam.report.points import Estimate
-from wam.report.records import Record, Run
+from wam.report.records import Record, Run, finite
 from wam.report.studies import sections
 
 ACCURACY = ("accuracy", "members")
@@ -33,7 +33,7 @@ def every(run: Run, points: Sequence[Measurement]) -> list[Section]:
   """All sections that the records have something for."""
   fits = run.of_kind("fit")
   found = [
-    _accuracy(points),
+    accuracy(run, points),
     _best_of_n(points, fits),
     _over_optimisation(points, fits),
     _lines(points),
@@ -42,7 +42,20 @@ def every(run: Run, points: Sequence[Measurement]) -> list[Section]:
   return [section for section in found if section is not None]
 
 
-def _accuracy(points: Sequence[Measurement]) -> Section | None:
+def corruption(run: Run) -> str | None:
+  """How many labels were swapped on purpose."""
+  for record in run.of_kind("corruption"):
+    rows, pairs = record.get("swapped"), finite(record.get("pairs"))
+    count = float(len(rows)) if isinstance(rows, list) else finite(rows)
+    if count is None:
+      continue
+    among = f" of {pairs:.0f} ({count / pairs:.1%})" if pairs else ""
+    return f"The labels of {count:.0f} training pairs{among} were swapped."
+  return None
+
+
+def accuracy(run: Run, points: Sequence[Measurement]) -> Section | None:
+  """How often the reward models prefer the chosen completion; also of a population that is not the main matter."""
   found = of_study(points, "accuracy")
   settings = of_study(points, MEMBERS)
   if not found and not settings:
@@ -53,7 +66,7 @@ def _accuracy(points: Sequence[Measurement]) -> Section | None:
     " Swapped labels can only be got right by memorising them: on swapped training pairs a low accuracy is the better"
     " one."
   )
-  blocks: list[Block] = [Text([text])]
+  blocks: list[Block] = [Text([text, *filter(None, [corruption(run)])])]
   if values:
     blocks.append(sections.crossed(largest(found, values[0]), values[0]))
     blocks += _over_size(found, values[0])
@@ -64,7 +77,7 @@ def _accuracy(points: Sequence[Measurement]) -> Section | None:
     blocks.append(sections.crossed(gain, "difference", title="Average less ensemble, pair by pair"))
   if settings:
     blocks.append(sections.table(settings, title="The members"))
-  return Section("accuracy", "Accuracy", blocks)
+  return Section("accuracy", "Accuracy of the reward models", blocks)
 
 
 def largest(points: Sequence[Measurement], value: str) -> list[Measurement]:

@@ -16,7 +16,7 @@ from wam.report.measurements import (
   value_names,
 )
 from wam.report.records import Run
-from wam.report.studies import sections, wording
+from wam.report.studies import sections, warm_sections, wording
 
 STUDY, WITHIN = "front", "reward within a KL"
 MAIN = "WARP"
@@ -35,7 +35,9 @@ def blocks(run: Run) -> Page:
   if cosines is not None:
     parts.append(Section("cosines", "Task vectors", [Text([_cosine_text()]), cosines]))
   parts.append(Section("hypervolumes", "Hypervolume", sections.hypervolumes(run.records)))
-  parts += sections.others(every, {STUDY})
+  if (models := warm_sections.accuracy(run, every)) is not None:
+    parts.append(models)
+  parts += sections.others(every, {STUDY, *warm_sections.ACCURACY})
   if points:
     table = sections.table(of_study(every, STUDY))
     parts.append(Section("points", "Every model that was evaluated", [table]))

@@ -185,4 +185,4 @@ def _volume(record: Record) -> Estimate:
 
 
 def _capital(text: str) -> str:
-  return text[:1].upper() + text[1:]
+  return text[:1].upper() + text[1:] if text[:1].isascii() else text  # λ stays λ
