@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
   page = report.write_report(options.workdir)
   print()
-  rich.print(report.summary(report.read_run(options.workdir).records, every_point=False))
+  rich.print(report.summary(report.read_run(options.workdir), every_point=False))
   print(f"report: {page}")
   return 0
 
