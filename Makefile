@@ -1,10 +1,11 @@
 # make demo        the reward-tax front of a small world, about three minutes on 2 CPU cores
 # make test        lint, types and the default test suite
+# make slow        the heavier tests
 # make parity      comparison with torch, transformers, mergekit and lm-evaluation-harness, in environments of their own
 # make browser     the report in a headless Chromium
-# make experiments  claims of papers, measured anew: ledgers and figures in experiments/
+# make experiments claims of papers, measured anew: ledgers and figures in experiments/
 # make bench       speed against torch, TRL, transformers, Tunix and mergekit
-.PHONY: demo test lint parity browser experiments bench clean
+.PHONY: demo test slow lint parity browser experiments bench clean
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -18,6 +19,9 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not parity and not browser"
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not parity and not browser"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -33,11 +37,17 @@ browser: $(VENV)/.installed
 experiments: $(VENV)/.installed
 	$(BIN)/python -m experiments.proposition_4_1
 	$(BIN)/python -m experiments.alignment_tax
+	$(BIN)/python -m experiments.warm
+	$(BIN)/python -m experiments.warp
+	$(BIN)/python -m experiments.rewarded_soups
+	$(BIN)/python -m experiments.clp
 
 bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed $(MERGEKIT)/.installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/preferences.py
+	$(BIN)/python benchmarks/population.py
+	$(BIN)/python benchmarks/warp.py
 	$(BIN)/python benchmarks/merge.py --size 100m
 	$(BIN)/python benchmarks/merge.py
 

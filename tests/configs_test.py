@@ -1,7 +1,8 @@
-"""Every shipped config runs at toy size, from the command line to the report."""
+"""Every shipped config runs at toy size, from the command line to the report; the README's commands on such a run."""
 
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from tests import real_scale_files
 from tests.conftest import REPOSITORY
-from tests.toys import OVERRIDES, REAL_SCALE
+from tests.readme import BLOCKS, COMMANDS
+from tests.toys import OVERRIDES, REAL_SCALE, TINY
 from wam import pretrained
 from wam.checkpoints import records
 from wam.cli import main as cli
@@ -138,6 +140,7 @@ def test_run_again_is_a_no_op(toy_run):
   assert _comparable(workdir) == before
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(toy_run, tmp_path):
   """Records cut off in the middle of a point, as a kill leaves them: the run ends with the same records."""
   path, workdir = toy_run
@@ -155,6 +158,30 @@ def test_another_config_is_refused(toy_run, capsys):
   path, workdir = toy_run
   assert _run(path, workdir, "--config.seed=7") == 2
   assert "seed is 0 there and 7 here" in capsys.readouterr().err
+
+
+@pytest.fixture
+def demo(demo_directory, monkeypatch):
+  """The directory in which `make demo` was run, as the current one, with the README's recipe in it."""
+  monkeypatch.chdir(demo_directory)
+  (recipe,) = (text for kind, text in BLOCKS if kind == "yaml")
+  (demo_directory / "recipe.yaml").write_text(recipe)
+  return demo_directory
+
+
+VERBS = [c for c in COMMANDS if c.startswith("wam ") and not c.startswith("wam run")]
+
+
+@pytest.mark.parametrize("command", VERBS)
+def test_commands_on_a_run(command, demo, capsys):
+  _, *arguments = shlex.split(command)
+  if not (demo / "runs/demo/models/selected").exists():
+    # At toy size RLHF need not cost anything, and then no average is selected.
+    arguments = [a.replace("models/selected", "models/after") for a in arguments]
+  if "--config" in arguments:
+    arguments += [o for o in TINY if ".problem." in o]
+  assert cli.main(arguments) == 0
+  assert capsys.readouterr().out
 
 
 def _comparable(workdir):

@@ -1,4 +1,4 @@
-"""Every command and example of the README is executed, and its tree is the repository's."""
+"""Every example of the README is executed, and its tree is the repository's; its commands: configs_test.py."""
 
 import re
 import shlex
@@ -8,13 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.toys import OVERRIDES, TINY
-from wam.cli import main as cli
+from tests.readme import BLOCKS, COMMANDS, README
+from tests.toys import OVERRIDES
 from wam.merging.methods import METHODS
-
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 
 
 def test_python_example():
@@ -50,30 +46,6 @@ def test_runs_are_those_of_the_shipped_configs():
     path = re.search(r"--config configs/(\S+)", command)[1]
     assert path in OVERRIDES
     assert command in (REPOSITORY / "configs" / path).read_text()
-
-
-@pytest.fixture
-def demo(demo_directory, monkeypatch):
-  """The directory in which `make demo` was run, as the current one, with the README's recipe in it."""
-  monkeypatch.chdir(demo_directory)
-  (recipe,) = (text for kind, text in BLOCKS if kind == "yaml")
-  (demo_directory / "recipe.yaml").write_text(recipe)
-  return demo_directory
-
-
-VERBS = [c for c in COMMANDS if c.startswith("wam ") and not c.startswith("wam run")]
-
-
-@pytest.mark.parametrize("command", VERBS)
-def test_commands_on_a_run(command, demo, capsys):
-  _, *arguments = shlex.split(command)
-  if not (demo / "runs/demo/models/selected").exists():
-    # At toy size RLHF need not cost anything, and then no average is selected.
-    arguments = [a.replace("models/selected", "models/after") for a in arguments]
-  if "--config" in arguments:
-    arguments += [o for o in TINY if ".problem." in o]
-  assert cli.main(arguments) == 0
-  assert capsys.readouterr().out
 
 
 def test_the_table_of_methods_is_complete():

@@ -252,6 +252,7 @@ def test_the_expected_gradient_by_reward_is_exact():
   assert np.abs(expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_reward_rises(tmp_path):
   rewards = enumerable.rewards(3)
 

@@ -65,6 +65,7 @@ def test_loss_is_over_the_loss_mask_only(tuned):
   assert float(again[0]) == pytest.approx(float(total), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_options_of_the_loss_agree():
   params = MODEL.init(jax.random.key(0))
   rows = sequences(4)
@@ -204,6 +205,7 @@ def test_rsf_raises_the_reward_and_records_it(rsf_run):
     assert 0 < line["finished"] <= 1
 
 
+@pytest.mark.slow
 def test_rsf_of_a_model_that_does_not_end_its_texts(tuned, tmp_path):
   """No token ends a completion: nothing can be kept, unless the config says that EOS is not needed."""
   settings = SETTINGS | {"num_iterations": 1, "epochs": 1}

@@ -55,6 +55,7 @@ def test_logprobs_equal_the_full_forward_pass(params, options):
   np.testing.assert_allclose(samples.logprobs, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_segments_of_the_cache_change_nothing(params, monkeypatch):
   whole = generate(params, eos_id=(), max_new_tokens=13, seed=4)
   monkeypatch.setattr(sampling, "_SEGMENT_TOKENS", 3)

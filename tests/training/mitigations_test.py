@@ -206,9 +206,8 @@ def interrupted(start, mitigation, directory):
   return train(start, mitigation, directory), saved
 
 
-@pytest.mark.parametrize(
-  ("more", "copies"), [({}, 3), pytest.param(ALL, 5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "copies"), [({}, 3), (ALL, 5)])
 def test_rsf_with_adapters_resumes_to_the_same_bits_and_leaves_the_rest_alone(
   start, tmp_path, more, copies
 ):

@@ -167,7 +167,13 @@ def on_one_device(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "axes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+  "axes",
+  [
+    pytest.param({"data": 8}, marks=pytest.mark.slow),
+    pytest.param({"data": 1, "fsdp": 8}, marks=pytest.mark.slow),
+    {"data": 2, "fsdp": 2, "tensor": 2},
+  ],
+  ids=str,
 )
 def test_eight_devices_give_the_numbers_of_one(axes, on_one_device, tmp_path):
   params, losses = train(tmp_path, sharding.make_mesh(axes))

@@ -105,6 +105,7 @@ def check_two(saved, results, cases):
     assert notes[0][key]["update"] == notes[1][key]["update"]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_read_half_each(saved, mesh, tmp_path):
   large = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   for i in range(2):
