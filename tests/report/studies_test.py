@@ -23,7 +23,7 @@ def page_of(write_run):
   """The page of records, as blocks."""
 
   def make(recipe, records):
-    return studies.page_of(read_run(write_run(records, study_runs.header(recipe))))
+    return studies.page_of(read_run(write_run(records, study_runs.header(recipe), name=recipe)))
 
   return make
 
@@ -156,6 +156,30 @@ def test_fitted_curves_follow_the_form_of_gao(page_of):
 )  # fmt: skip
 def test_the_headline_says_what_was_measured(name, words, page_of):
   assert words in " ".join(page_of(name, RUNS[name]()).headline)
+
+
+def test_what_was_resampled_together_goes_before_two_intervals(page_of):
+  def ratio(family, low, high):
+    return study_runs.measurement(
+      "comparison", family, "against rewarded soups", {"hypervolume_ratio": (low + high) / 2},
+      intervals={"hypervolume_ratio": [low, high]},
+    )  # fmt: skip
+
+  records = [*study_runs.clp(), ratio("CLP full", 1.02, 1.1), ratio("CLP logit", 0.9, 1.04)]
+  text = " ".join(page_of("clp", records).headline)
+  assert "CLP full hypervolume ratio 1.06 (1.02 to 1.10: better)" in text
+  assert "CLP logit hypervolume ratio 0.97 (0.90 to 1.04: no clear difference)" in text
+  assert "overlap" not in text
+
+
+def test_scales_of_rewards_and_repeated_candidates_are_shown(page_of):
+  scale = {"kind": "reward", "stage": "reward_a", "name": "a", "normalise": "z-score", "mean": 0.25}
+  sections = {s.name: s for s in page_of("clp", [*study_runs.clp(), scale]).sections}
+  (_, table) = sections["rewards"].blocks
+  assert [[cell.text for cell in row] for row in table.rows] == [["a", "z-score", "0.25"]]
+  repeated = {"kind": "candidates", "stage": "best_of_n", "repeated": 0.125}
+  sections = {s.name: s for s in page_of("warm", [*study_runs.warm(), repeated]).sections}
+  assert sections["best-of-n"].blocks[0].paragraphs[1].startswith("12.5% of the completions")
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -8,6 +8,7 @@ from wam.report.records import Run
 from wam.report.studies import trade_offs, wording
 
 FAMILY = "CLP"
+COMPARISON = "comparison"
 
 
 def blocks(run: Run) -> Page:
@@ -59,6 +60,9 @@ def _headline(
   moved = trade_offs.spread(points, names, main)
   if moved:
     sentences.append(f"With {main}, moving λ takes {wording.listed(moved)}.")
+  paired = trade_offs.compared(run, COMPARISON, ways, "rewarded soups")
+  if paired:
+    return sentences + paired
   chosen = (
     " (the way with the largest hypervolume, chosen by looking at it)" if len(ways) > 1 else ""
   )

@@ -7,7 +7,17 @@ import itertools
 from collections.abc import Sequence
 
 from wam.report import explorers, measurements
-from wam.report.blocks import Block, Explorer, Figure, Figures, Section, Text, line
+from wam.report.blocks import (
+  Block,
+  Explorer,
+  Figure,
+  Figures,
+  Section,
+  Table,
+  Text,
+  line,
+  text_cell,
+)
 from wam.report.measurements import (
   LAMBDA,
   Measurement,
@@ -20,9 +30,12 @@ from wam.report.measurements import (
 )
 from wam.report.points import Estimate
 from wam.report.records import Run
+from wam.report.run_facts import plain_text
+from wam.report.story import number
 from wam.report.studies import sections, wording
 
 STUDY, SUMMARY, CHOICES, GAPS = "front", "fronts", "preferences", "connectivity"
+_RECORD_FIELDS = ("kind", "stage", "step", "time")
 
 
 def shown(run: Run) -> list[Measurement]:
@@ -111,6 +124,46 @@ def _gaps(points: Sequence[Measurement], reward: str, main: str) -> list[Estimat
       gap = found.mean - expected
       gaps.append(found._replace(mean=gap, low=gap - half, high=gap + half))
   return gaps
+
+
+def compared(run: Run, study: str, families: Sequence[str], rival: str) -> list[str]:
+  """One sentence: ratios (against 1) and gains (against 0) that the run resampled together, sharper than two intervals.
+
+  Args:
+    run: with all records.
+    study: whose measurements hold them.
+    families: which to speak of.
+    rival: what they are compared with.
+  """
+  clauses = []
+  for point in of_study(measurements.collect(run.records), study):
+    if point.family not in families:
+      continue
+    for name, found in point.values.items():
+      even = 1.0 if "ratio" in name else 0.0 if "gain" in name else None
+      if even is None or found.low is None or found.high is None:
+        continue
+      title = title_of(name.split(f"_to_{rival}")[0].split(f"_over_{rival}")[0])
+      sure = (
+        "better" if found.low > even else "worse" if found.high < even else "no clear difference"
+      )
+      clauses.append(
+        f"{point.family} {title} {number(found.mean)}"
+        f" ({number(found.low)} to {number(found.high)}: {sure})"
+      )
+  return [f"Against {rival}, resampled together: {'; '.join(clauses)}."] if clauses else []
+
+
+def reward_table(run: Run) -> Section | None:
+  """What each reward is, and the scale it was put on."""
+  found = run.of_kind("reward")
+  if not found:
+    return None
+  names = [n for n in dict.fromkeys(n for r in found for n in r) if n not in _RECORD_FIELDS]
+  rows = [[text_cell(plain_text(record.get(name, "–"))) for name in names] for record in found]
+  text = "The scale of each reward as the run declared it; differences between rewards mean nothing without it."
+  table = Table([name.replace("_", " ") for name in names], rows, len(names))
+  return Section("rewards", "The rewards", [Text([text]), table])
 
 
 def spread(points: Sequence[Measurement], names: Sequence[str], main: str) -> list[str]:
@@ -205,6 +258,8 @@ def rest(run: Run, points: Sequence[Measurement]) -> list[Section]:
       " one-reward models."
     )
     found.append(Section("gaps", "What averaging gains", [Text([text]), sections.table(gaps)]))
+  if (scales := reward_table(run)) is not None:
+    found.append(scales)
   found += sections.others(every, {STUDY, SUMMARY, CHOICES, GAPS})
   if (cosines := sections.cosines(run.records)) is not None:
     found.append(Section("cosines", "Task vectors", [cosines]))

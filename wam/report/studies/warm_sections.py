@@ -34,7 +34,7 @@ def every(run: Run, points: Sequence[Measurement]) -> list[Section]:
   fits = run.of_kind("fit")
   found = [
     accuracy(run, points),
-    _best_of_n(points, fits),
+    _best_of_n(run, points, fits),
     _over_optimisation(points, fits),
     _lines(points),
     _picks(run),
@@ -111,7 +111,7 @@ def _over_size(points: Sequence[Measurement], value: str) -> list[Block]:
   return [Figures("accuracy", drawn)] if drawn else []
 
 
-def _best_of_n(points: Sequence[Measurement], fits: Sequence[Record]) -> Section | None:
+def _best_of_n(run: Run, points: Sequence[Measurement], fits: Sequence[Record]) -> Section | None:
   found = sections.of_test_split(of_study(points, *BEST_OF_N))
   values = [name for name in value_names(found) if name != "kl"]
   judge = named(values, *JUDGES)
@@ -127,7 +127,11 @@ def _best_of_n(points: Sequence[Measurement], fits: Sequence[Record]) -> Section
     " where no two completions are alike, and less elsewhere. Dotted: the form of Gao et al., gain = d·(α − β·d) with"
     " d = √KL, by least squares."
   )
-  blocks: list[Block] = [Text([text])]
+  paragraphs = [text]
+  for record in run.of_kind("candidates"):
+    if (repeated := finite(record.get("repeated"))) is not None:
+      paragraphs.append(f"{repeated:.1%} of the completions repeat another one of their prompt.")
+  blocks: list[Block] = [Text(paragraphs)]
   if drawn:
     blocks.append(Figures("best_of_n", drawn))
   blocks += _fit_table(fits, "best_of_n")
