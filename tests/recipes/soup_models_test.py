@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wam.core.errors import ConfigError
+from wam.core.errors import ConfigError, UnknownName
 from wam.recipes import soup_models, tuning
 from wam.recipes.soup_models import MOD, MORL, PERSONALISED, SOUPS
 
 NAMES = ["a", "b"]
-HALF = soup_models.grid(2, intervals=2)
-QUARTERS = soup_models.grid(2, intervals=4)
+HALF = soup_models.grid(NAMES, intervals=2)
+QUARTERS = soup_models.grid(NAMES, intervals=4)
 
 
 def runs(mixtures=(), adapters=None, mitigation=None):
@@ -29,24 +29,26 @@ def runs(mixtures=(), adapters=None, mitigation=None):
 
 def test_grids():
   assert HALF == [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
-  assert soup_models.grid(3) == [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+  assert soup_models.grid("abc") == [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
   # Further points come behind, and none twice.
-  also = soup_models.grid(2, intervals=2, also=[(0.9, 0.1), (0.5, 0.5)])
+  also = soup_models.grid(NAMES, intervals=2, also=[{"b": 0.1, "a": 0.9}, {"a": 0.5, "b": 0.5}])
   assert also == [*HALF, (0.9, 0.1)]
 
 
 @pytest.mark.parametrize(
   ("keywords", "message"),
   [
-    ({"also": [(0.7, 0.7)]}, r"morl.also: \[0.7, 0.7\] is off the simplex"),
-    ({"also": [(1.5, -0.5)]}, "is off the simplex"),
-    ({"also": [(1.0,)]}, r"morl.also: expected 2 numbers, one a reward, found \(1.0,\)"),
+    ({"also": [{"a": 0.7, "b": 0.7}]}, r"morl.also: \[0.7, 0.7\] is off the simplex"),
+    ({"also": [{"a": 1.5, "b": -0.5}]}, "is off the simplex"),
+    ({"also": [{"a": 0.5}]}, "found the sum 0.5"),
+    ({"also": [(0.5, 0.5)]}, "expected a number by name of a reward"),
+    ({"also": [{"a": 0.5, "c": 0.5}]}, "unknown reward in morl.also 'c'"),
     ({"intervals": -1}, "needs 1 reward and 1 interval at least"),
   ],
 )
 def test_lambdas_off_the_simplex(keywords, message):
-  with pytest.raises(ConfigError, match=message):
-    soup_models.grid(2, where="morl", **keywords)
+  with pytest.raises((ConfigError, UnknownName), match=message):
+    soup_models.grid(NAMES, where="morl", **keywords)
 
 
 def test_a_single_reward_is_not_trained_twice():

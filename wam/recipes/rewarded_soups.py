@@ -215,7 +215,7 @@ def _plan(
     also = [_decoding] if name == "decoding" else []
     sections.check(soup_models.grid, section or {}, name, given=("where",), also=also)
     keywords = {key: value for key, value in (section or {}).items() if key != "alpha"}
-    grids[name] = [] if section is None else soup_models.grid(len(names), where=name, **keywords)
+    grids[name] = [] if section is None else soup_models.grid(names, where=name, **keywords)
   if personalised is not None and "lora" in main.mitigation:
     raise ConfigError("personalised: mitigation.lora trains adapters already; give one of the two")
   every = soup_models.runs(

@@ -1,7 +1,7 @@
 """The models of a Rewarded Soups study: which runs of RL there are, and which points on the simplex are made of them.
 
-λ is a tuple of numbers, one for each reward in the order of the section "rewards". Leaves out training (tuning.py),
-measuring (soup_points.py) and what follows from it (soup_fronts.py).
+λ is a tuple of numbers, one for each reward, in the order in which a run has them (a `ConfigDict` sorts its keys).
+Leaves out training (tuning.py), measuring (soup_points.py) and what follows from it (soup_fronts.py).
 """
 
 import dataclasses
@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
-from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.evaluation import simplex
 from wam.merging.averages import weighted_mean
@@ -83,32 +81,27 @@ class Candidate:
 
 
 def grid(
-  num_rewards: int,
+  names: Sequence[str],
   *,
   intervals: int | None = None,
-  also: Sequence[Sequence[float]] = (),
+  also: Sequence[Mapping[str, float]] = (),
   where: str = "soups",
 ) -> list[Lambda]:
   """Points of the simplex from a section {"intervals", "also"}.
 
   Args:
-    num_rewards: R.
+    names: of the R rewards.
     intervals: all λ whose entries are multiples of 1/intervals: 11 points for 2 rewards and 10 intervals; None: the
       corners only.
-    also: further λ, each R numbers.
+    also: further λ, by reward; those that are left out have 0.
     where: name of the section, for messages.
 
   Raises:
-    ConfigError: if a λ is off the simplex or there are no intervals.
+    UnknownName: for a name that is no reward; ConfigError: if a λ is off the simplex or there are no intervals.
   """
-  for point in also:
-    if len(point) != num_rewards:
-      raise ConfigError(
-        f"{where}.also: expected {num_rewards} numbers, one a reward, found {tuple(point)}"
-      )
-    simplex.check_rows(np.array([point]), f"{where}.also")
-  every = [tuple(row) for row in simplex.grid(num_rewards, intervals or 1).tolist()]
-  return list(dict.fromkeys([*every, *(tuple(map(float, point)) for point in also)]))
+  every = [tuple(row) for row in simplex.grid(len(names), intervals or 1).tolist()]
+  more = [tuple(simplex.check(point, names, f"{where}.also").tolist()) for point in also]
+  return list(dict.fromkeys([*every, *more]))
 
 
 def name_of(coefficients: Sequence[float]) -> str:
