@@ -61,7 +61,7 @@ def crossed(points: Sequence[Measurement], value: str, *, title: str = "") -> Ta
     if value in point.values:
       rows.setdefault((point.family, point.label), {})[point.split] = point.values[value]
   return Table(
-    ["line", "model", *(split or "all" for split in columns)],
+    ["line", "model", *(split.replace("_", " ") or "all" for split in columns)],
     [
       [
         text_cell(family),

@@ -70,8 +70,10 @@ def accuracy(run: Run, points: Sequence[Measurement]) -> Section | None:
   if values:
     blocks.append(sections.crossed(largest(found, values[0]), values[0]))
     blocks += _over_size(found, values[0])
-  for value in values:
-    blocks.append(sections.crossed(found, value, title=f"{title_of(value)} of all of them"))
+  for number, value in enumerate(values):
+    whole = sections.crossed(found, value, title=f"{title_of(value)} of all of them")
+    if number or len(whole.rows) > len(sections.crossed(largest(found, value), value).rows):
+      blocks.append(whole)
   gain = of_study(points, GAIN)
   if gain:
     blocks.append(sections.crossed(gain, "difference", title="Average less ensemble, pair by pair"))
