@@ -72,8 +72,9 @@ def get_config():
 
   # Small steps on few completions, so that noise has a say in where a member goes, up to 0.3 nats a token.
   config.reinforce = ml_collections.ConfigDict()
-  config.reinforce.num_iterations = 40
-  config.reinforce.prompts_per_iteration = 8
+  config.reinforce.num_iterations = 80
+  config.reinforce.keep_every = 10
+  config.reinforce.prompts_per_iteration = 4
   config.reinforce.samples_per_prompt = 4
   config.reinforce.anchor = "ema"
   # The paper's 0.01 is for 5 000 to 9 000 iterations.
@@ -121,8 +122,8 @@ def get_config():
     },
     "same run": {
       "last": {
-        "label": "iterations 25 to 40",
-        "warp": one | {"num_members": 1, "average_of": (25, 30, 35, 40)},
+        "label": "iterations 50 to 80",
+        "warp": one | {"num_members": 1, "average_of": (50, 60, 70, 80)},
       }
     },
     "update rate": {"fast": {"label": "μ = 0.2", "warp": one, "settings": {"ema_rate": 0.2}}},
@@ -135,7 +136,7 @@ def get_config():
     },
   }
 
-  config.front = {"measure_every": 10, "kl_limit": 3.0, "budgets": (0.5, 1.0, 2.0, 3.0)}
+  config.front = {"measure_every": 20, "kl_limit": 3.0, "budgets": (0.5, 1.0, 2.0, 3.0)}
   config.evaluation = {"num_seeds": 3}
   config.checkpoints = {"save_every_seconds": 60.0}
   return config

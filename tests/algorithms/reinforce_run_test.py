@@ -9,7 +9,7 @@ from tests.algorithms import enumerable
 from tests.algorithms.small_test_models import EOS, MODEL, open_run, sequences
 from wam.algorithms import reinforce
 from wam.checkpoints import records
-from wam.core.errors import BadData, ConfigError, NonFinite
+from wam.core.errors import BadData, ConfigError, MissingFile, NonFinite
 from wam.training import sharding
 from wam.training.iterations import load_iteration
 from wam.training.mitigations import Mitigation
@@ -155,6 +155,56 @@ def test_stopped_in_an_iteration_it_ends_with_the_same_bits(table_run, tmp_path)
   assert equal(found, table_run[0])
   timeless = [[records.without_times(r) for r in each] for each in (lines, table_run[1])]
   assert timeless[0] == timeless[1]
+
+
+def test_iterations_that_are_not_kept(table_run, tmp_path):
+  """The same bits as with every iteration kept; killed, it goes on behind the last one that was."""
+  calls, keywords = [], AVERAGED | {"keep_every": 2}
+
+  def failing(i, weights):
+    calls.append(i)
+    if calls == [1, 2, 3]:
+      raise KeyboardInterrupt
+    return {"called": float(i)}
+
+  keywords |= {"on_iteration": failing, "other_scorers": {"length": lambda *a: a[3].sum(1)}}
+  with pytest.raises(KeyboardInterrupt):
+    run_table(tmp_path, enumerable.TABLE.init(1), **keywords)
+  found, lines = run_table(tmp_path, enumerable.TABLE.init(1), **keywords)
+  assert calls == [1, 2, 3, 3]
+  assert equal(found, table_run[0])
+  assert [records.without_times(r) for r in lines] == [
+    records.without_times(r) for r in table_run[1]
+  ]
+  with open_run(tmp_path) as run:
+    for i in (2, 3):
+      assert equal(load_iteration(run, i, found, stage="reinforce"), table_run[2][i - 1])
+    with pytest.raises(MissingFile):
+      load_iteration(run, 1, found, stage="reinforce")
+
+
+def test_the_kl_can_be_measured_to_another_policy(table_run, tmp_path):
+  """Nothing else changes: the same bits, and the same KL to the anchor."""
+  params, other = enumerable.TABLE.init(1), enumerable.TABLE.init(5)
+  keywords = AVERAGED | {"on_iteration": lambda i, weights: {"called": float(i)}}
+  keywords |= {"other_scorers": {"length": lambda *a: a[3].sum(1)}}
+  found, lines = run_table(tmp_path / "ema", params, reference=other, **keywords)
+  assert equal(found, table_run[0])
+  for line, expected in zip(lines, table_run[1], strict=True):
+    assert line["kl"] != expected["kl"] and line["kl_ema"] == expected["kl_ema"]
+    assert "kl_init" not in line
+  logs = [
+    np.asarray(enumerable.logprobs(w, model=enumerable.TABLE), np.float64) for w in (params, other)
+  ]
+  exact = float(np.exp(logs[0]) @ (logs[0] - logs[1]))
+  two = {"num_iterations": 2, "kl_coef": 0.2}
+  plain, before = run_table(tmp_path / "plain", params, **two)
+  static, lines = run_table(
+    tmp_path / "static", params, reference=other, prompts_per_iteration=8, **two
+  )
+  assert equal(plain, static)
+  assert [line["kl_init"] for line in lines] == [line["kl"] for line in before]
+  assert lines[0]["kl"] == pytest.approx(exact, rel=0.5)
 
 
 def test_moving_averages_at_the_ends_of_their_rate(tmp_path):

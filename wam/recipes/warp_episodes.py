@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from wam.algorithms import reinforce
+from wam.checkpoints import orbax
 from wam.core import sections
 from wam.core.errors import ConfigError, unknown_name
 from wam.core.types import Params
@@ -152,11 +153,13 @@ class Plan:
         sections.check(reinforce.run, section, name, given=_GIVEN, also=[reinforce.Settings])
         stages.check_optimizer(section["optimizer"], f"{name}.optimizer")
         reinforce.Settings(sampling=sampling, **section).make_optimizer()
-        last = section["num_iterations"]
-        outside = [i for i in self.settings.average_of if not 1 <= i <= last]
+        last, every = section["num_iterations"], section.get("keep_every", 1)
+        kept = {*range(every, last, every), last}
+        outside = [i for i in self.settings.average_of if i not in kept]
         if outside:
           raise ConfigError(
-            f"warp.average_of of {self.name}: expected iterations from 1 to {last}, found {outside}"
+            f"warp.average_of of {self.name}: expected iterations from 1 to {last} that keep_every={every} keeps,"
+            f" found {outside}"
           )
 
 
@@ -211,7 +214,7 @@ def train(plan: Plan, setting: Setting) -> None:
   """
   for episode in range(1, plan.settings.num_episodes + 1):
     stage = merged_stage(plan, episode)
-    if iterations.load_result(setting.run, setting.reference, stage=stage) is not None:
+    if orbax.exists(setting.run.stage_directory(stage) / "result"):
       continue
     init = start(plan, setting, episode)
     found = [_member(plan, setting, episode, m, init) for m in range(plan.settings.num_members)]

@@ -141,7 +141,7 @@ def candidates(every: Sequence[Plan], *, measure_every: int | None) -> list[Cand
     measure_every: a trajectory is measured after every so many iterations and after its last; None: the last only.
 
   Raises:
-    ConfigError: if `measure_every` is below 1.
+    ConfigError: if `measure_every` is below 1, or asks for iterations that are not kept.
   """
   if measure_every is not None and measure_every < 1:
     raise ConfigError(f"measure_every: expected 1 at least, or None, found {measure_every}")
@@ -176,6 +176,11 @@ def _trajectory(
 ) -> list[Candidate]:
   """A member after every few iterations."""
   last = plan.last_iteration(episode, number)
+  keep_every = plan.member(episode, number)[1].get("keep_every", 1)
+  if measure_every and measure_every % keep_every:
+    raise ConfigError(
+      f"measure_every: expected a multiple of keep_every={keep_every} of the section reinforce, found {measure_every}"
+    )
   stage = episodes.member_stage(plan, every, episode, number)
   family = plan.family
   if plan is every[0]:

@@ -29,7 +29,7 @@ class Iterations(Generic[State]):
 
   Attributes:
     state: any pytree; assign the new one.
-    iteration: iterations that are committed.
+    iteration: iterations that are done.
     where: shardings of the state.
   """
 
@@ -73,13 +73,20 @@ class Iterations(Generic[State]):
     """Whether all iterations are committed."""
     return self.iteration >= self._num_iterations
 
-  def commit(self, params: Params) -> None:
+  def commit(self, params: Params, *, keep: bool = True) -> None:
     """Saves the iteration's parameters for good, and the state to go on from (the last is followed by the result).
+
+    Args:
+      params: after the iteration.
+      keep: False only counts the iteration, unless it is the last: killed, the run does all again since the last one
+        that was kept, and ends with the same bits. For iterations that are shorter than it takes to save them.
 
     Raises:
       Interrupted: after SIGTERM or Ctrl-C; the iteration is saved.
     """
     self.iteration += 1
+    if not (keep or self.done):
+      return
     orbax.save(iteration_path(self._directory, self.iteration), params)
     if not self.done:
       self._run.records.sync()

@@ -127,13 +127,13 @@ class TrainedPolicy:
     trained = steps.state.train.params
     return iterations.averaged(history, trained, stage=self._stage, iteration=i)
 
-  def commit(self) -> None:
-    """Ends the iteration: saves the weights for good, and the state to go on from.
+  def commit(self, *, keep: bool = True) -> None:
+    """Ends the iteration: saves the weights for good, and the state to go on from; see `Iterations.commit` for `keep`.
 
     Raises:
       Interrupted: after SIGTERM or Ctrl-C; the iteration is saved.
     """
-    self._steps.commit(self.weights)
+    self._steps.commit(self.weights, keep=keep)
 
   def close(self) -> None:
     """Ends background threads."""

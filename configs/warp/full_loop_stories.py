@@ -1,0 +1,54 @@
+r"""The full loop on a real pre-trained model: WARM reward model -> WARP policies against it -> report.
+
+Ramé et al. 2024: WARM (arXiv 2401.12187) and WARP (arXiv 2406.16768).
+
+wam run --config configs/warp/full_loop_stories.py --workdir runs/full_loop_stories
+
+As stories.py, but the proxy reward is the average of four reward models trained on human-labelled sentences, and the
+comparisons are two plain runs at the same compute. There is no fine-tuning: the model tells stories already.
+
+2-core x86 CPU: TODO min.
+"""
+
+import importlib.util
+import pathlib
+
+_SPEC = importlib.util.spec_from_file_location(
+  "warp_stories", pathlib.Path(__file__).with_name("stories.py")
+)
+_STORIES = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_STORIES)
+
+
+def get_config():
+  config = _STORIES.get_config()
+  # The section "reward_model" is that of the control.
+  config.warm = {
+    "members": {
+      "num_members": 4,
+      "learning_rates": (5e-4, 1e-3),
+      "dropouts": (0.0, 0.05),
+    },
+    "num_epochs": 3.0,
+    "batch_size": 32,
+    "length": 128,
+    "probe_steps": 50,
+    "probe_optimizer": {"learning_rate": 1e-2, "schedule": "constant"},
+    "optimizer": {
+      "learning_rate": 1e-3,
+      "schedule": "linear",
+      "warmup_steps": 20,
+      "weight_decay": 0.01,
+    },
+  }
+  config.comparisons = {
+    "one run": {
+      "static": {
+        "label": "static anchor",
+        "settings": {"anchor": "init", "ema_rate": None},
+        "budget": "long",
+      },
+      "moving": {"label": "moving anchor", "budget": "long"},
+    }
+  }
+  return config
