@@ -91,9 +91,51 @@ REAL_SCALE = [
   "--config.evaluation.max_length=32",
 ]
 
+# Of both configs of WARM.
+WARM = [
+  "--config.warm.num_epochs=0.5",
+  "--config.warm.batch_size=8",
+  "--config.warm.probe_steps=2",
+  "--config.warm.optimizer.warmup_steps=1",
+  "--config.warm.keep_percents=(50,)",
+  "--config.sft.num_steps=6",
+  "--config.sft.batch_size=8",
+  "--config.sft.optimizer.warmup_steps=1",
+  "--config.sampling.max_new_tokens=6",
+  "--config.reinforce.num_iterations=4",
+  "--config.reinforce.prompts_per_iteration=8",
+  "--config.reinforce.samples_per_prompt=2",
+  "--config.reinforce.batch_size=8",
+  "--config.ood.iterations=(0,1)",
+  "--config.ood.shift.num_iterations=1",
+  "--config.accuracy.orders=('best_first',)",
+  "--config.interpolation.num_points=3",
+  "--config.best_of_n.num_candidates=8",
+  "--config.best_of_n.num_prompts=4",
+  "--config.best_of_n.prompts_per_call=2",
+  "--config.over_optimisation.proxies=('best single','warm')",
+  "--config.over_optimisation.measure_every=1",
+]
+WARM_TINY = [
+  *(o for o in TINY if o.split(".")[1] in ("problem", "model", "pretrain")),
+  "--config.model.num_layers=1",
+  *WARM,
+]
+WARM_STORIES = [
+  *(o for o in STORIES if ".pairs." in o or ".control_pairs." in o or ".prompts." in o),
+  "--config.problem.demonstrations.split=[:16]",
+  "--config.sft.length=32",
+  "--config.control.num_epochs=0.5",
+  "--config.control.batch_size=8",
+  "--config.control.optimizer.warmup_steps=1",
+  *WARM,
+]
+
 OVERRIDES = {
   "alignment_tax/tiny.py": TINY,
   "alignment_tax/stories.py": STORIES,
   "alignment_tax/openllama_3b.py": REAL_SCALE,
   "alignment_tax/mistral_7b.py": REAL_SCALE,
+  "warm/tiny.py": WARM_TINY,
+  "warm/stories.py": WARM_STORIES,
 }

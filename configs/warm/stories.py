@@ -1,0 +1,122 @@
+r"""Weight averaged reward models of a real pre-trained model (Ramé et al. 2024, WARM, arXiv 2401.12187), on files.
+
+wam run --config configs/warm/stories.py --workdir runs/warm-stories
+
+The model is a Llama of 260 K parameters that tells children's stories; the reward models learn the polarity of
+sentences that people labelled, 25 % of the labels swapped, and are asked about stories. A control reward model, trained
+on other sentences with right labels, judges, and labels the pairs of another distribution: stories of the model, and of
+what RL with the control reward makes of it.
+"""
+
+import os
+
+import ml_collections
+
+HINT = (
+  "TinyStories and the sentence polarity data set (Rotten Tomatoes) are public; any texts and labelled sentences of"
+  " yours will do: change problem.* in the config"
+)
+
+
+def get_config():
+  config = ml_collections.ConfigDict()
+  config.recipe = "warm"
+  config.seed = 0
+
+  config.model = ml_collections.ConfigDict()
+  # A Hugging Face directory: config.json, model.safetensors, tokenizer.json.
+  config.model.path = os.path.join(os.environ.get("WAM_DATA", ""), "stories260k", "hf")
+
+  config.problem = ml_collections.ConfigDict()
+  config.problem.kind = "files"
+  # Where the relative paths below start; None: the environment variable WAM_DATA.
+  config.problem.data_dir = ml_collections.config_dict.placeholder(str)
+
+  # Positive sentences are preferred to negative ones. The judge learns from sentences that the members never saw.
+  polarity = {
+    "path": "sentence-polarity/sentence_polarity.jsonl.gz",
+    "format": "labelled",
+    "shuffle_seed": 0,
+    "hint": HINT,
+  }
+  config.problem.pairs = {
+    "train": polarity | {"split": "[:40%]"},
+    "validation": polarity | {"split": "[40%:50%]"},
+  }
+  config.problem.control_pairs = {
+    "train": polarity | {"split": "[50%:95%]"},
+    "validation": polarity | {"split": "[95%:]"},
+  }
+
+  stories = {"path": "tinystories/stories.txt.gz", "separator": "<|endoftext|>", "hint": HINT}
+  prompts = stories | {"first_words": 12}
+  config.problem.prompts = {
+    "train": prompts | {"split": "[:70%]"},
+    "validation": prompts | {"split": "[70%:72%]"},
+    "test": prompts | {"split": "[72%:74%]"},
+  }
+  config.problem.tasks = {}
+
+  # Fine-tuning on the stories whose openings are the prompts gives the trajectory that Baklava needs.
+  config.problem.demonstrations = stories | {"split": "[:70%]", "first_words": 12}
+  config.sft = ml_collections.ConfigDict()
+  config.sft.num_steps = 120
+  config.sft.batch_size = 16
+  config.sft.length = 128
+  config.sft.keep_percents = (67, 83)
+  config.sft.optimizer = {"learning_rate": 3e-4, "schedule": "cosine", "warmup_steps": 10}
+
+  # Learning rates for Adam; the paper's {1e-5, 4e-5, 1e-4} are for Adafactor and larger models. "start" counts the
+  # checkpoints of supervised fine-tuning, -1 is the last. The first two differ in seed and order only.
+  config.warm = ml_collections.ConfigDict()
+  config.warm.members = (
+    {"learning_rate": 1e-3, "dropout": 0.05, "start": -1},
+    {"learning_rate": 1e-3, "dropout": 0.05, "start": -1},
+    {"learning_rate": 5e-4, "dropout": 0.1, "start": -1},
+    {"learning_rate": 1e-3, "dropout": 0.05, "start": -3},
+    {"learning_rate": 2e-3, "dropout": 0.1, "start": -2},
+    {"learning_rate": 5e-4, "dropout": 0.1, "start": -2},
+  )
+  config.warm.label_noise = 0.25
+  config.warm.num_epochs = 4.0
+  config.warm.batch_size = 32
+  config.warm.length = 96
+  config.warm.keep_percents = (60, 70, 80, 90)
+  config.warm.probe_steps = 60
+  config.warm.probe_optimizer = {"learning_rate": 1e-2, "schedule": "constant"}
+  config.warm.optimizer = {
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "warmup_steps": 20,
+    "weight_decay": 0.01,
+  }
+
+  config.control = ml_collections.ConfigDict()
+  config.control.num_epochs = 3.0
+  config.control.batch_size = 32
+  config.control.length = 96
+  config.control.optimizer = config.warm.optimizer.to_dict()
+
+  config.sampling = {"prompt_length": 40, "max_new_tokens": 48, "temperature": 1.0}
+
+  # Without a penalty: how far a proxy can be trusted is the question.
+  config.reinforce = ml_collections.ConfigDict()
+  config.reinforce.num_iterations = 12
+  config.reinforce.prompts_per_iteration = 128
+  config.reinforce.samples_per_prompt = 4
+  config.reinforce.batch_size = 64
+  config.reinforce.kl_coef = 0.0
+  config.reinforce.optimizer = {"learning_rate": 3e-4, "schedule": "constant"}
+
+  config.ood = {"iterations": (0, 3, 6), "samples_per_prompt": 4, "shift": {"num_iterations": 6}}
+
+  config.accuracy = {"orders": ("best_first", "worst_first"), "max_pairs": 500}
+  config.interpolation = {"num_points": 5, "max_pairs": 500}
+  config.best_of_n = {"num_candidates": 256, "num_prompts": 32, "prompts_per_call": 4}
+  config.over_optimisation = {
+    "proxies": ("best single", "ensemble mean", "warm"),
+    "measure_every": 2,
+    "samples_per_prompt": 2,
+  }
+  config.checkpoints = {"save_every_seconds": 60.0}
+  return config
