@@ -156,7 +156,11 @@ def warm() -> list[Record]:
     "clean_train": (0.97, 0.99, 0.96), "corrupt_train": (0.6, 0.72, 0.55),
     "validation": (0.73, 0.76, 0.765), "out_of_distribution": (0.7, 0.72, 0.735),
   }  # fmt: skip
-  families = (("best single", "member 3"), ("ensemble mean", "M = 6"), ("WARM", "M = 6"))
+  families = (
+    ("best single", "best of 6 on validation"),
+    ("ensemble mean", "M = 6"),
+    ("WARM", "M = 6"),
+  )
   for split, values in accuracies.items():
     for (family, label), value in zip(families, values, strict=True):
       records.append(

@@ -85,7 +85,11 @@ def _compared_accuracy(points: Sequence[Measurement], value: str, main: str) -> 
 def _clause(value: str, split: str, ours: Measurement, theirs: Measurement) -> str:
   a, b = ours.values[value], theirs.values[value]
   pairs = split.replace("_", " ") or "all pairs"
-  return f"{pairs} {reading(value, a)} against {reading(value, b)} ({wording.order(a, b)})"
+  # A model that was chosen by a split looks better on it than it is.
+  flattered = "; it was chosen by these" if f"on {split}" in theirs.label else ""
+  return (
+    f"{pairs} {reading(value, a)} against {reading(value, b)} ({wording.order(a, b)}{flattered})"
+  )
 
 
 def _gain(points: Sequence[Measurement]) -> list[str]:

@@ -64,7 +64,8 @@ def accuracy(run: Run, points: Sequence[Measurement]) -> Section | None:
   text = (
     "How often each reward model prefers the chosen completion; ties count one half unless a title says otherwise."
     " Swapped labels can only be got right by memorising them: on swapped training pairs a low accuracy is the better"
-    " one."
+    " one. Members are ordered by the validation pairs, so that there the best single model and averages of few look"
+    " better than they are."
   )
   blocks: list[Block] = [Text([text, *filter(None, [corruption(run)])])]
   if values:
