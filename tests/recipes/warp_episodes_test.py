@@ -384,7 +384,7 @@ def test_candidates_in_order():
     ({"members": ({},)}, ConfigError, "warp.members: expected 2 entries or none, found 1"),
     ({"members": ({}, {"lenght_penalty": 1})}, ConfigError, r"members\[1\].*length_penalty"),
     ({"num_episode": 2}, ConfigError, "num_episodes"),
-    ({"average_of": (3,)}, ConfigError, r"iterations from 1 to 2, found \[3\]"),
+    ({"average_of": (3,)}, ConfigError, r"iterations from 1 to 2 .*found \[3\]"),
   ],
 )
 def test_refused_settings(warp, error, message):
