@@ -1,0 +1,121 @@
+r"""Rewarded soups of a small invented world (Ramé et al. 2023, arXiv 2306.04488, in miniature): conflicting rewards.
+
+wam run --config configs/rewarded_soups/tiny.py --workdir runs/soups
+
+"""
+
+import ml_collections
+
+ALGORITHMS = {
+  "reinforce": {
+    "num_iterations": 12,
+    "prompts_per_iteration": 256,
+    "samples_per_prompt": 4,
+    "batch_size": 128,
+    "kl_coef": 0.05,
+    "optimizer": {"learning_rate": 5e-4, "schedule": "constant"},
+  },
+  "ppo": {
+    "num_iterations": 12,
+    "prompts_per_iteration": 256,
+    "samples_per_prompt": 4,
+    "batch_size": 128,
+    "epochs": 2,
+    "kl_coef": 0.05,
+    "optimizer": {"learning_rate": 5e-4, "schedule": "constant"},
+    "critic_optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
+  },
+  "rsf": {
+    "num_iterations": 12,
+    "prompts_per_iteration": 128,
+    "samples_per_prompt": 8,
+    "batch_size": 32,
+    "epochs": 2,
+    "optimizer": {"learning_rate": 1.5e-3, "schedule": "constant"},
+  },
+}
+
+# What --config FILE:NAME can name, and the algorithm of it.
+VARIANTS = {name: name for name in ALGORITHMS} | {
+  "three": "reinforce",
+  "personalised": "reinforce",
+}
+
+
+def get_config(variant="reinforce"):
+  algorithm = VARIANTS[variant]
+  three = variant == "three"
+  config = ml_collections.ConfigDict()
+  config.recipe = "rewarded_soups"
+  config.seed = 0
+
+  config.problem = ml_collections.ConfigDict()
+  config.problem.kind = "world"
+  config.problem.seed = 0
+  config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
+  config.problem.num_corpus = 40_000
+  config.problem.num_demonstrations = 8_000
+  config.problem.num_pairs = 0
+  config.problem.num_validation_pairs = 0
+  config.problem.num_prompts = 1_500
+  config.problem.num_items = 100
+
+  config.model = ml_collections.ConfigDict()
+  config.model.hidden_size = 96
+  config.model.intermediate_size = 256
+  config.model.num_layers = 6
+  config.model.num_heads = 4
+  config.model.tie_embeddings = True
+  # About 1 / sqrt(hidden_size): with the usual 0.02 so narrow a model needs three times as many steps.
+  config.model.initializer_range = 0.08
+  config.model.stacked = False
+
+  config.pretrain = ml_collections.ConfigDict()
+  config.pretrain.num_steps = 500
+  config.pretrain.batch_size = 80
+  config.pretrain.length = 24
+  config.pretrain.optimizer = {
+    "learning_rate": 4e-3,
+    "schedule": "cosine",
+    "warmup_steps": 50,
+    "b2": 0.98,
+    "weight_decay": 0.01,
+  }
+
+  config.sft = ml_collections.ConfigDict()
+  config.sft.num_steps = 60
+  config.sft.batch_size = 80
+  config.sft.length = 24
+  config.sft.log_every = 10
+  config.sft.optimizer = {
+    "learning_rate": 5e-4,
+    "schedule": "cosine",
+    "warmup_steps": 10,
+    "b2": 0.98,
+  }
+
+  # A reply has room for some eight words; those that please the one reward do not please the others.
+  names = ["warm_words", "topic_words"] + ["plain_words"] * three
+  config.rewards = {name: {"kind": "world", "component": name} for name in names}
+
+  config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}
+
+  config[algorithm] = ALGORITHMS[algorithm]
+
+  config.soups = {"intervals": 4 if three else 10}
+  config.morl = {"intervals": 2 if three else 4}
+  config.decoding = {"intervals": 4 if three else 10}
+  if variant == "personalised":
+    config.personalised = {"rank": 4, "alpha": 32.0, "targets": "mlp+attention"}
+  if not three:
+    config.preferences = {
+      "balanced": {"warm_words": 0.5, "topic_words": 0.5},
+      "warm": {"warm_words": 0.8, "topic_words": 0.2},
+      "informed": {"warm_words": 0.3, "topic_words": 0.7},
+    }
+
+  config.evaluation = {"num_seeds": 3}
+  # In standard deviations of the rewards before RL; fixed, so that volumes compare between runs.
+  config.fronts = {"reference": dict.fromkeys(names, -2.0)}
+  config.checkpoints = {"save_every_seconds": 60.0}
+  return config
