@@ -37,7 +37,7 @@ def get_config():
     "optimizer": {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 10},
   }
   config.comparisons = {
-    "one run": {
+    "one_run": {
       "static": {
         "label": "static anchor",
         "settings": {"anchor": "init", "ema_rate": None},

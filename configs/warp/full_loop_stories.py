@@ -42,7 +42,7 @@ def get_config():
     },
   }
   config.comparisons = {
-    "one run": {
+    "one_run": {
       "static": {
         "label": "static anchor",
         "settings": {"anchor": "init", "ema_rate": None},

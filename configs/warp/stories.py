@@ -114,7 +114,7 @@ def get_config():
   one = {"num_episodes": 1}
   static = {"anchor": "init", "ema_rate": None}
   config.comparisons = {
-    "static anchor": {
+    "static_anchor": {
       f"beta_{i}": {
         "label": f"β = {beta:g}",
         "settings": static | {"kl_coef": beta},
@@ -122,7 +122,7 @@ def get_config():
       }
       for i, beta in enumerate((0.03, 0.1))
     },
-    "moving anchor": {"long": {"budget": "long"}, "wide": {"budget": "wide"}},
+    "moving_anchor": {"long": {"budget": "long"}, "wide": {"budget": "wide"}},
     "merge": {"lerp": {"warp": one | {"merge": "lerp"}}},
     "members": {
       "one": {"label": "M = 1", "warp": one | {"num_members": 1}},

@@ -95,7 +95,7 @@ def get_config():
   one = {"num_episodes": 1}
   static = {"anchor": "init", "ema_rate": None}
   config.comparisons = {
-    "static anchor": {
+    "static_anchor": {
       f"beta_{i}": {
         "label": f"β = {beta:g}",
         "settings": static | {"kl_coef": beta},
@@ -103,7 +103,7 @@ def get_config():
       }
       for i, beta in enumerate((0.05, 0.2))
     },
-    "moving anchor": {
+    "moving_anchor": {
       "long": {"budget": "long"},
       "wide": {"budget": "wide"},
     },
@@ -118,14 +118,14 @@ def get_config():
       "four": {"label": "M = 4", "warp": one | {"num_members": 4}},
       "static": {"label": "M = 2, anchor SFT", "warp": one, "settings": static},
     },
-    "same run": {
+    "same_run": {
       "last": {
         "label": "iterations 30 to 60",
         "warp": one | {"num_members": 1, "average_of": (30, 40, 50, 60)},
       }
     },
-    "update rate": {"fast": {"label": "μ = 0.2", "warp": one, "settings": {"ema_rate": 0.2}}},
-    "step back": {"half": {"label": "η = 0.5", "warp": {"eta": 0.5}}},
+    "update_rate": {"fast": {"label": "μ = 0.2", "warp": one, "settings": {"ema_rate": 0.2}}},
+    "step_back": {"half": {"label": "η = 0.5", "warp": {"eta": 0.5}}},
     "length": {
       "one": {
         "label": "penalty on one",

@@ -414,4 +414,6 @@ def test_two_comparisons_of_one_name():
     plans({}, {"a": {"b ": {}, "b!": {}}})
   with pytest.raises(ConfigError, match="both called a: c"):
     plans({}, {"a": {"b": {"label": "c"}, "c": {}}})
-  assert plans({}, {"a": {"b": {"label": "β = 0.1"}}})[1].family == "a: β = 0.1"
+  compared = plans({}, {"a_run": {"b": {"label": "β = 0.1"}, "c_d": {}}})[1:]
+  assert [plan.family for plan in compared] == ["a run: β = 0.1", "a run: c d"]
+  assert [plan.name for plan in compared] == ["warp-a_run-b", "warp-a_run-c_d"]

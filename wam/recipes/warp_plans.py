@@ -52,7 +52,7 @@ def plans(
   Args:
     warp: keywords of `warp_episodes.Settings`.
     reinforce: of every member, keywords of `reinforce.Settings`.
-    comparisons: family -> key -> a section for `_compared`.
+    comparisons: family -> key -> a section for `_compared`; in figures underscores are spaces.
 
   Raises:
     ConfigError: for a key that does not exist, or two comparisons of one name.
@@ -64,7 +64,7 @@ def plans(
       name = f"comparisons.{family}.{key}"
       sections.check(_compared, spec, name)
       plan = _plan(main, warp, name, **{k: v for k, v in spec.items() if k != "label"})
-      line = f"{family}: {spec.get('label', key)}"
+      line = f"{family}: {spec.get('label', key)}".replace("_", " ")
       found.append(dataclasses.replace(plan, key=f"{family}-{key}", family=line))
   names = [plan.name for plan in found]
   for called in (names, [plan.family for plan in found]):
