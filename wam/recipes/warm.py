@@ -30,6 +30,7 @@ from wam.recipes import (
   warm_setting,
 )
 from wam.training import member_axis, sharding
+from wam.training.program_cache import shared_programs
 from wam.training.workdir import Run, open_workdir
 
 Section = Mapping[str, Any]
@@ -50,9 +51,11 @@ def run(
     WamError: for everything that the user can mend, before anything is trained where it can be seen then.
   """
   keywords = {key: value for key, value in config.items() if key != "recipe"}
-  sections.call(
-    warm_recipe, keywords, "config", workdir=workdir, command=command, config=config, show=show
-  )
+  # Runs of RL against several proxies are one program.
+  with shared_programs():
+    sections.call(
+      warm_recipe, keywords, "config", workdir=workdir, command=command, config=config, show=show
+    )
 
 
 def warm_recipe(
