@@ -101,10 +101,10 @@ def compare(
   names = list(rewards)
   settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
   settings.check(names)
-  shares = sections.call(soup_models.grid, grid, "grid", num_rewards=len(names), where="grid")
+  shares = sections.call(soup_models.grid, grid, "grid", names=names, where="grid")
   mixed: list[Lambda] = []
   if morl is not None:
-    mixed = sections.call(soup_models.grid, morl, "morl", num_rewards=len(names), where="morl")
+    mixed = sections.call(soup_models.grid, morl, "morl", names=names, where="morl")
   sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
   every = soup_models.runs(
     names, algorithm="reinforce", section=reinforce, mitigation={}, mixtures=mixed, adapters=None
@@ -169,7 +169,7 @@ def compare(
     )
     soup_fronts.write(current, names=names, settings=settings, preferences={})
     write_compute(current, every, trained, found, reinforce, reference)
-    write_comparison(current, names, settings)
+    write_comparison(current, names, settings, kl_coef=reinforce.get("kl_coef", 0.1))
 
 
 def optimised(
@@ -221,11 +221,14 @@ def write_compute(
     run.log({"study": STUDIES[0], **fields}, kind="measurement", stage=STUDIES[0], step=step)
 
 
-def write_comparison(run: Run, names: Sequence[str], settings: soup_fronts.Settings) -> None:
+def write_comparison(
+  run: Run, names: Sequence[str], settings: soup_fronts.Settings, *, kl_coef: float
+) -> None:
   """Records of study "comparison": each family against the soups, on the test split.
 
   Hypervolumes as a ratio, expected utilities as a difference, both with percentile intervals over prompts and sampling
-  seeds that all families share; coverage and the additive ε both ways.
+  seeds that all families share; coverage and the additive ε both ways. Those look at rewards alone; "objective_gain" is
+  the difference of λ·R(θ_λ) - kl_coef·KL, as both are trained for, each λ asked for itself, in the mean over the grid.
   """
   table = soup_fronts.collect(
     records.read(run.directory / records.FILE_NAME),
@@ -239,6 +242,7 @@ def write_comparison(run: Run, names: Sequence[str], settings: soup_fronts.Setti
     origin = np.array([settings.reference[name] for name in names])
   users = simplex.preferences(len(names), settings.intervals)
   soups = table.rows(SOUPS)
+  objectives = _objectives(run, names, kl_coef)
 
   def volume(points_: np.ndarray, rows: np.ndarray) -> float:
     return pareto.hypervolume(points_[rows], origin)
@@ -261,6 +265,7 @@ def write_comparison(run: Run, names: Sequence[str], settings: soup_fronts.Setti
       "coverage_of_soups": pareto.coverage(*pair),
       "coverage_by_soups": pareto.coverage(*pair[::-1]),
       "additive_epsilon_to_soups": simplex.additive_epsilon(*pair),
+      "objective_gain": _mean_gain(objectives[family], objectives[SOUPS]),
     }
     fields = {
       "family": family,
@@ -270,3 +275,22 @@ def write_comparison(run: Run, names: Sequence[str], settings: soup_fronts.Setti
     }
     about = {"study": STUDIES[1], "split": "test"}
     run.log(about | fields, kind="measurement", stage=STUDIES[1], step=step)
+
+
+def _objectives(run: Run, names: Sequence[str], kl_coef: float) -> dict[str, dict[Lambda, float]]:
+  """λ·R(θ_λ) - kl_coef·KL of every point of the test split, by family and λ."""
+  found: dict[str, dict[Lambda, float]] = {}
+  for record in records.read(run.directory / records.FILE_NAME):
+    if record["kind"] != "measurement" or record["stage"] != soup_points.STUDY:
+      continue
+    if record["split"] == "test" and record["x"]:
+      share = tuple(record["x"][f"lambda_{name}"] for name in names)
+      values = record["values"]
+      worth = sum(w * values[f"reward_{n}"] for w, n in zip(share, names, strict=True))
+      found.setdefault(record["family"], {})[share] = worth - kl_coef * values["kl"]
+  return found
+
+
+def _mean_gain(own: Mapping[Lambda, float], soups: Mapping[Lambda, float]) -> float:
+  """The mean difference over the λ that both have."""
+  return float(np.mean([own[share] - soups[share] for share in own if share in soups]))
