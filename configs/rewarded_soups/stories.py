@@ -126,7 +126,9 @@ def get_config(algorithm="reinforce"):
 
   config[algorithm] = ALGORITHMS[algorithm]
 
-  config.soups = {"intervals": 10}
+  # Each mixture of MORL meets a soup with its λ.
+  quarters = [{"polarity": x, "readability": 1 - x} for x in (0.25, 0.75)]
+  config.soups = {"intervals": 10, "also": quarters}
   config.morl = {"intervals": 4}
   config.decoding = {"intervals": 4}
   config.preferences = {

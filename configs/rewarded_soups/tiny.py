@@ -2,6 +2,18 @@ r"""Rewarded soups of a small invented world (Ramé et al. 2023, arXiv 2306.0448
 
 wam run --config configs/rewarded_soups/tiny.py --workdir runs/soups
 
+Variants: tiny.py:ppo and :rsf (another algorithm; reinforce is the default), :three (three rewards), :personalised
+(runs with LoRA as well).
+
+The two rewards are shares of a reply's words, so that their sum is bounded: what one wins the other loses, and no
+average can lie above the line between both ends in both of them.
+
+2-core x86 CPU: 8 min of processor time; 33 min beside other work. One run (seed 0, bars over prompts and 3 sampling
+seeds), rewards in standard deviations: the runs reach 5.07 ± 0.11 (topic_words) and 5.20 ± 0.13 (warm_words), from 0.13
+and -0.05, at 14.6 and 17.0 nats; λ = 0.5 has 2.83 ± 0.15 and 1.07 ± 0.14 as a soup, 2.08 and 2.69 by MORL, 2.07 and
+2.11 decoded together (MOD). Hypervolume above (-2, -2): soups 25.4 (24.5 to 26.4), MORL 23.5 (22.5 to 24.5) with 5
+points, MOD 27.8 (26.9 to 28.8); with the 5 λ of MORL alone the soups have 0.85 of its volume (0.80 to 0.90), MOD 0.97.
+Expected utility: 0.05 (0.00 to 0.09) below MORL.
 """
 
 import ml_collections
@@ -105,6 +117,10 @@ def get_config(variant="reinforce"):
   config.soups = {"intervals": 4 if three else 10}
   config.morl = {"intervals": 2 if three else 4}
   config.decoding = {"intervals": 4 if three else 10}
+  if not three:
+    # So that each mixture of MORL meets a soup with its λ.
+    quarters = [{"warm_words": x, "topic_words": 1 - x} for x in (0.25, 0.75)]
+    config.soups.also = config.decoding.also = quarters
   if variant == "personalised":
     config.personalised = {"rank": 4, "alpha": 32.0, "targets": "mlp+attention"}
   if not three:

@@ -91,6 +91,10 @@ def test_against_morl(found):
   assert soups["coverage_by_MORL"] == pytest.approx(2 / 4)
   assert soups["additive_epsilon_to_MORL"] == pytest.approx(0.2)
   assert "coverage_of_MORL" not in values["MORL"]
+  # With the λ that both have: (1.5, 1.0) against (1.4, 1.2), beside the ends.
+  shared = values["rewarded soups, λ of MORL"]
+  ratio = (4 + 3.5 * 2 + 1) / (4 + 3.4 * 2.2 + 0.8)
+  assert shared["hypervolume_ratio_to_MORL"] == pytest.approx(ratio)
 
 
 def test_connectivity(found):

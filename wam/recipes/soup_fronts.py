@@ -161,8 +161,7 @@ def _write_fronts(run: Run, table: Table, names: Sequence[str], settings: Settin
     return simplex.expected_utility(points, users)
 
   axes = {**dict(zip("xyz", names, strict=False)), "rewards": list(names)}
-  mixtures = table.rows(MORL)
-  for step, (label, rows) in enumerate(_groups(table).items()):
+  for step, (label, (rows, mixtures)) in enumerate(_groups(table).items()):
     volumes, utilities = _values(volume, table, rows), _values(utility, table, rows)
     found = {"hypervolume": volumes, "expected_utility": utilities}
     if len(mixtures) and label != MORL:
@@ -186,20 +185,22 @@ def _write_fronts(run: Run, table: Table, names: Sequence[str], settings: Settin
     _log(run, "fronts", step, family=label, label=f"{len(rows)} points", **fields)
 
 
-def _groups(table: Table) -> dict[str, np.ndarray]:
-  """Rows by family; and of those with more points than MORL also the ones whose λ MORL has.
+def _groups(table: Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Rows by family, and those of MORL to compare them with; and again both with the λ that they share alone.
 
   A soup with another λ costs no training, so more of them is fair; the second group tells what the number of points
   does.
   """
   found = {}
-  mixtures = {name_of(row) for row in table.lambdas[table.rows(MORL)]}
+  baseline = table.rows(MORL)
+  names = [name_of(row) for row in table.lambdas]
   for family in table.trained:
     rows = table.rows(family)
-    found[family] = rows
-    shared = [i for i in rows if name_of(table.lambdas[i]) in mixtures]
-    if family != MORL and 0 < len(shared) < len(rows):
-      found[f"{family}, λ of {MORL}"] = np.array(shared)
+    found[family] = rows, baseline
+    common = {names[i] for i in rows} & {names[i] for i in baseline}
+    if family != MORL and common and len(common) < len(rows):
+      both = [np.array([i for i in group if names[i] in common]) for group in (rows, baseline)]
+      found[f"{family}, λ of {MORL}"] = both[0], both[1]
   return found
 
 
