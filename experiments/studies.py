@@ -106,7 +106,7 @@ def read(workdir: pathlib.Path, *, seed: int) -> Study:
   """
   every = records.read(workdir / records.FILE_NAME)
   points = [
-    Point(r["study"], r["family"], r["split"] or "", r["label"], r["x"], r["values"])
+    Point(r["study"], r["family"], r.get("split") or "", r["label"], r.get("x", {}), r["values"])
     for r in every
     if r["kind"] == "measurement"
   ]
