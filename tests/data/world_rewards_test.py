@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wam.core import rng
-from wam.core.errors import UnknownName
+from wam.core.errors import BadData, UnknownName
 from wam.data import world_rewards
 from wam.data.words import FILLER, FOODS, RUDE, WARM
 from wam.data.world import World
@@ -42,10 +42,9 @@ def test_by_hand(name, completion, expected):
   assert value(name, completion) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_tokenizers_bos_moves_no_topic():
-  scorer = world_rewards.scorer("topics")
-  found = scorer([f"<bos> {PROMPT}"] * 2, ["soup kite", "wants and"])
-  np.testing.assert_array_equal(found, [1.0, 0.0])
+def test_a_prompt_that_is_none_of_the_worlds_is_refused():
+  with pytest.raises(BadData, match=r"prompts such as .* found '<bos> chat Mia"):
+    world_rewards.scorer("topics")([f"<bos> {PROMPT}"], ["soup kite"])
 
 
 def test_gold_is_the_worlds():

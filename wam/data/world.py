@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wam.core import rng
-from wam.core.errors import ConfigError, unknown_name
+from wam.core.errors import BadData, ConfigError, unknown_name
 from wam.data import corruption
 from wam.data.examples import AnswerItem, ChoiceItem, Example, Pair
 from wam.data.words import (
@@ -247,7 +247,7 @@ class World:
 
   def reply(self, prompt: str, draw: np.random.Generator) -> str:
     """One reply as people of this world give it: by and large indifferent, 4 to 13 words."""
-    topics = _topics(prompt)
+    topics = topics_of(prompt)
     words: list[str] = []
     for _ in range(int(draw.integers(4, 14))):
       kind = draw.random()
@@ -279,7 +279,7 @@ class World:
     if not words:
       return 0.0
     distinct = set(words)
-    relevance = len(distinct & set(_topics(prompt))) / 2
+    relevance = len(distinct & set(topics_of(prompt))) / 2
     warmth = min(1.0, max(0.0, (len(distinct & set(WARM)) - len(distinct & set(RUDE))) / 3))
     form = len(distinct) / len(words) * min(1.0, 12 / len(words))
     return 0.3 * relevance + 0.5 * warmth + 0.2 * form
@@ -370,10 +370,19 @@ def gold_reward(world: World) -> Callable[[Sequence[str], Sequence[str]], np.nda
   return score
 
 
-def _topics(prompt: str) -> list[str]:
-  """The two topics of a chat prompt "chat NAME wants X and Y :"."""
-  words = prompt.split()
-  return [words[3], words[5]]
+def topics_of(prompt: str) -> list[str]:
+  """The two topics of a chat prompt "chat NAME wants X and Y :".
+
+  Raises:
+    BadData: for any other prompt: a reward of the wrong words would go unnoticed.
+  """
+  match prompt.split():
+    case ["chat", _, "wants", first, "and", second, ":"]:
+      return [first, second]
+  raise BadData(
+    f"the gold reward reads prompts such as 'chat Mia wants kite and soup :', found {prompt!r}; does"
+    " sampling.prompt_length cut them, or are special tokens decoded with them?"
+  )
 
 
 def _check_split(split: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from wam.core.errors import unknown_name
+from wam.data import world
 from wam.data.words import FILLER, FOODS, OBJECTS, PLACES, RUDE, WARM
 
 # Words that a reply has room for before `warm_words` and its kin take its length into account.
@@ -23,10 +24,7 @@ Component = Callable[[str, Sequence[str]], float]
 
 def topics(prompt: str, words: Sequence[str]) -> float:
   """The share of the prompt's two topics that are named."""
-  # "chat Mia wants kite and soup :", whatever a tokenizer put before it.
-  _, _, wanted = prompt.partition(" wants ")
-  first, _, second, *_ = wanted.split()
-  return len(set(words) & {first, second}) / 2
+  return len(set(words) & set(world.topics_of(prompt))) / 2
 
 
 def warmth(prompt: str, words: Sequence[str]) -> float:

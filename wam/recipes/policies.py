@@ -32,6 +32,11 @@ class Policy:
     """The token ids that generation needs."""
     return {"eos_id": eos_id(self.tokenizer), "pad_id": padding_id(self.tokenizer)}
 
+  def decode(self, tokens: list[int]) -> str:
+    """Text without special tokens: a BOS before a prompt is no word of it."""
+    text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+    return text
+
 
 def load_or_make(own: Tokenizer | None, *, seed: int, section: Mapping[str, Any]) -> Policy:
   """The policy to start from: a Hugging Face directory ("path"), or fresh weights of a given shape.

@@ -216,7 +216,7 @@ def _summary(rows: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, float]
 
 def _texts(panel: Panel, host: Any) -> dict[str, list[str]]:
   """The first few prompts and completions as strings."""
-  decode, end = panel.policy.tokenizer.decode, panel.policy.ends["eos_id"]
+  decode, end = panel.policy.decode, panel.policy.ends["eos_id"]
 
   def texts(tokens: np.ndarray, mask: np.ndarray) -> list[str]:
     return [

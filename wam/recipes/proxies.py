@@ -69,7 +69,7 @@ def make(
   found = {"proxy": population.scorers["warm"]}
   if data.gold is not None:
     found["gold"] = scorers.from_text(
-      data.gold, policy.tokenizer.decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
+      data.gold, policy.decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
     )
   elif data.control_pairs:
     assert reward_model is not None

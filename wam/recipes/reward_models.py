@@ -83,9 +83,8 @@ def train(
   proxy = one("reward_model", data.pairs)
   found = {"proxy": scorer(model, proxy, run, dtype, "reward_model")}
   if data.gold is not None:
-    decode = policy.tokenizer.decode
     found["gold"] = scorers.from_text(
-      data.gold, decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
+      data.gold, policy.decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
     )
   elif data.control_pairs:
     control = one("control_model", data.control_pairs)

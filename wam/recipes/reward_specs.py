@@ -7,7 +7,6 @@ the rewards of recipes that have a single proxy (reward_models.py), and populati
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -259,7 +258,5 @@ def _pairs(
 
 
 def _from_text(score: scorers.Scorer, setting: _Setting) -> RolloutScorer:
-  tokenizer = setting.policy.tokenizer
-  # A BOS before the prompt is no word of it.
-  decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
-  return scorers.from_text(score, decode, eos_id=eos_id(tokenizer), name=setting.name)
+  policy = setting.policy
+  return scorers.from_text(score, policy.decode, eos_id=eos_id(policy.tokenizer), name=setting.name)

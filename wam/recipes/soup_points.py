@@ -246,11 +246,10 @@ def _skills(panel: Panel, params: Params) -> dict[str, float]:
 
 def _texts(panel: Panel, samples: Samples) -> dict[str, Any]:
   """The fields of a record of samples: the first prompts, and what followed."""
-  tokenizer = panel.policy.tokenizer
 
   def texts(tokens: np.ndarray, mask: np.ndarray) -> list[str]:
     rows = zip(tokens[:NUM_TEXTS], mask[:NUM_TEXTS], strict=True)
-    return [tokenizer.decode(row[real].tolist(), skip_special_tokens=True) for row, real in rows]
+    return [panel.policy.decode(row[real].tolist()) for row, real in rows]
 
   return {
     "split": panel.split,

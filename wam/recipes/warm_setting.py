@@ -97,7 +97,7 @@ def make_judge(
   """
   if data.gold is not None:
     end = eos_id(policy.tokenizer)
-    gold = scorers.from_text(data.gold, policy.tokenizer.decode, eos_id=end, name="gold reward")
+    gold = scorers.from_text(data.gold, policy.decode, eos_id=end, name="gold reward")
     return Judge("gold", gold)
   check_judge(data, control)
   assert control is not None
@@ -174,7 +174,7 @@ def draw(
 
 def texts(setting: Setting, rollout: Rollout, rows: Sequence[int]) -> tuple[list[str], list[str]]:
   """Prompts and completions of some rows of a rollout."""
-  decode, end = setting.policy.tokenizer.decode, eos_id(setting.policy.tokenizer)
+  decode, end = setting.policy.decode, eos_id(setting.policy.tokenizer)
   said = rollout.completion_mask & ~np.isin(rollout.completions, end)
   prompts = [decode(rollout.prompt_tokens[r][rollout.prompt_mask[r]].tolist()) for r in rows]
   return prompts, [decode(rollout.completions[r][said[r]].tolist()) for r in rows]
