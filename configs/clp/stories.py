@@ -5,6 +5,8 @@ wam run --config configs/clp/stories.py --workdir runs/clp-stories
 The model is a Llama of 260 K parameters that tells children's stories; the rewards are the polarity of its
 continuations, by a reward model trained on labelled sentences, and their reading ease. Each kind of conditioning is
 trained with as many completions as the two runs of REINFORCE whose weights are averaged (rewarded soups).
+
+2-core x86 CPU: not yet run at full size, so that no numbers can be given; at toy size it takes 7 min on a busy machine.
 """
 
 import os
