@@ -2,18 +2,10 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from experiments import studies
 from experiments.warm import claims, figure
 from wam.recipes import warm
-
-
-def config(seed: int) -> dict[str, Any]:
-  """configs/warm/tiny.py, with all orders of members."""
-  made = studies.config("warm/tiny.py", seed)
-  made["accuracy"]["orders"] = ["best_first", "worst_first", "random"]
-  return made
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
     run=warm.run,
-    make_config=config,
+    make_config=lambda seed: studies.config("warm/tiny.py", seed),
     claims=claims.CLAIMS,
     draw=figure.draw,
   )

@@ -38,7 +38,6 @@ def warm_study(seed, *, sign=1):
         warm.WARM: sign * gain,
         warm.ENSEMBLE: 0.0,
         "WARM, worst first": -sign * 0.01,
-        "WARM, any order": -sign * 0.005,
       }.items():
         value = 0.7 + 0.01 * m + more + noise(seed, family + split)
         add("accuracy", family, split, f"M = {m}", {"M": m}, accuracy=value)
