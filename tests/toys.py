@@ -131,6 +131,56 @@ WARM_STORIES = [
   *WARM,
 ]
 
+# Of all configs that tune by REINFORCE against rewards of their own.
+REINFORCE = [
+  "--config.sampling.max_new_tokens=6",
+  "--config.reinforce.num_iterations=2",
+  "--config.reinforce.prompts_per_iteration=8",
+  "--config.reinforce.samples_per_prompt=2",
+  "--config.evaluation.num_seeds=2",
+]
+WORLD = [
+  *(o for o in TINY if o.split(".")[1] in ("problem", "model", "pretrain", "sft")),
+  "--config.model.num_layers=1",
+  *(o for o in REINFORCE if ".max_new_tokens" not in o),
+]
+FILES = [
+  *(o for o in STORIES if ".pairs." in o or ".prompts." in o or ".tinystories." in o),
+  *REINFORCE,
+  "--config.evaluation.max_length=64",
+]
+OWN_REWARD = [
+  "--config.reward_model.num_epochs=0.5",
+  "--config.reward_model.batch_size=8",
+  "--config.reward_model.optimizer.warmup_steps=1",
+]
+POPULATION = [
+  "--config.warm.num_epochs=0.5",
+  "--config.warm.batch_size=8",
+  "--config.warm.probe_steps=2",
+  "--config.warm.optimizer.warmup_steps=1",
+]
+WARP = [
+  "--config.warp.num_episodes=2",
+  "--config.warp.etas=(0.3,)",
+  "--config.front.measure_every=2",
+  "--config.evaluation.num_seeds=2",
+]
+CLP = [
+  "--config.clp.preferences_per_iteration=2",
+  "--config.clp.prompts_per_preference=8",
+  "--config.clp.samples_per_prompt=2",
+  "--config.clp.updates_per_iteration=2",
+  "--config.grid.intervals=2",
+  "--config.reinforce.batch_size=8",
+]
+SOUPS = [
+  "--config.soups.intervals=2",
+  "--config.morl.intervals=2",
+  "--config.decoding.intervals=2",
+  "--config.reinforce.batch_size=8",
+]
+
 OVERRIDES = {
   "alignment_tax/tiny.py": TINY,
   "alignment_tax/stories.py": STORIES,
@@ -138,4 +188,12 @@ OVERRIDES = {
   "alignment_tax/mistral_7b.py": REAL_SCALE,
   "warm/tiny.py": WARM_TINY,
   "warm/stories.py": WARM_STORIES,
+  "warp/tiny.py": [*WORLD, *OWN_REWARD, *WARP],
+  "warp/stories.py": [*FILES, *OWN_REWARD, *WARP],
+  "warp/full_loop.py": [*WORLD, *POPULATION, *WARP],
+  "warp/full_loop_stories.py": [*FILES, *OWN_REWARD, *POPULATION, *WARP],
+  "rewarded_soups/tiny.py": [*WORLD, *SOUPS],
+  "rewarded_soups/stories.py": [*FILES, *SOUPS],
+  "clp/tiny.py": [*WORLD, *CLP],
+  "clp/stories.py": [*FILES, *CLP],
 }
