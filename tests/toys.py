@@ -154,6 +154,11 @@ OWN_REWARD = [
   "--config.reward_model.batch_size=8",
   "--config.reward_model.optimizer.warmup_steps=1",
 ]
+POLARITY = [
+  "--config.rewards.polarity.reward_model.num_epochs=0.5",
+  "--config.rewards.polarity.reward_model.batch_size=8",
+  "--config.rewards.polarity.reward_model.optimizer.warmup_steps=1",
+]
 POPULATION = [
   "--config.warm.num_epochs=0.5",
   "--config.warm.batch_size=8",
@@ -193,7 +198,7 @@ OVERRIDES = {
   "warp/full_loop.py": [*WORLD, *POPULATION, *WARP],
   "warp/full_loop_stories.py": [*FILES, *OWN_REWARD, *POPULATION, *WARP],
   "rewarded_soups/tiny.py": [*WORLD, *SOUPS],
-  "rewarded_soups/stories.py": [*FILES, *SOUPS],
+  "rewarded_soups/stories.py": [*FILES, *POLARITY, *SOUPS],
   "clp/tiny.py": [*WORLD, *CLP],
-  "clp/stories.py": [*FILES, *CLP],
+  "clp/stories.py": [*FILES, *POLARITY, *CLP],
 }
