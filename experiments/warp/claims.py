@@ -19,7 +19,7 @@ MAIN = "WARP"
 FIRST = "WARP, episode 1"
 LAST = "WARP, episode 3"
 MEMBERS = tuple(f"REINFORCE: episode 1, member {m}" for m in (1, 2))
-STATIC = tuple(f"static anchor: β = {beta}" for beta in ("0.03", "0.1", "0.3"))
+STATIC = tuple(f"static anchor: β = {beta}" for beta in ("0.05", "0.2"))
 LONG, WIDE = "moving anchor: long", "moving anchor: wide"
 LERP = "merge: lerp"
 JUDGES = ("gold", "proxy")
@@ -215,7 +215,7 @@ ON_REWARDS: dict[str, tuple[str, Judged]] = {
   ),
   "WARP-12": (
     "Averaging checkpoints of one run does not help the interpolation (figure 13).",
-    fronts("members: M = 1", "same run: iterations 25 to 40"),
+    fronts("members: M = 1", "same run: iterations 30 to 60"),
   ),
 }  # fmt: skip
 
