@@ -253,6 +253,7 @@ def test_the_terminal_shows_headline_and_tables(write_run):
   for text in (long, short):
     assert "The gold reward is highest on WARP, episode 2 at η = 1" in text
     assert "Task vectors" in text
+    assert "have a cosine of 0.78" in " ".join(text.split())  # WARP's, not a comparison's
   assert "Every model that was evaluated" in long
   assert "Every model that was evaluated" not in short
   assert "measurements without conclusions" in printed(summary(run.records))

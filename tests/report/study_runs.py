@@ -132,6 +132,15 @@ def warp() -> list[Record]:
       label, x = f"iteration {iteration}", {"kl": kl}
       family = f"static anchor: β = {beta:g}"
       records.append(measurement("front", family, label, values, half=0.02, x=x))
+  # A comparison with a path of its own and other angles, written after WARP's.
+  for eta in (0.0, 1.0):
+    values, x = _judged(0.2 + 0.3 * eta, 5 * eta), {"kl": 5 * eta, "eta": eta}
+    family = "static anchor: β = 0.1, LITI"
+    records.append(measurement("front", family, f"η = {eta:g}", values, half=0.02, x=x))
+  records.append(
+    {"kind": "cosines", "stage": "merge-lerp", "family": "merge: lerp", "label": "",
+     "values": {"layers": 0.1, "whole": 0.11, "p05": 0.0}}
+  )  # fmt: skip
   for budget, ours, theirs in ((3, 0.45, 0.5), (8, 0.7, 0.62)):
     for family, value in (("WARP", ours), ("static anchor", theirs)):
       values, x = {"reward_gold": value}, {"kl": budget}

@@ -54,14 +54,14 @@ def blocks(run: Run) -> Page:
 
 
 def _main(points: Sequence[Measurement]) -> str:
-  """The path over η of the last episode."""
+  """The path over η of the last episode of WARP itself; of any line where there is none."""
   paths = [
     family
     for family in by_family(points)
     if any("eta" in p.x for p in points if p.family == family)
   ]
-  warp = [family for family in paths if "warp" in family.lower() or "liti" in family.lower()]
-  return (warp or paths or ["WARP"])[-1]
+  warp = [family for family in paths if family.startswith(MAIN)]
+  return (warp or paths or [MAIN])[-1]
 
 
 def _episodes(points: Sequence[Measurement], main: str) -> list[Section]:
@@ -174,7 +174,10 @@ def _own(family: str) -> bool:
 
 
 def _cosine_sentence(run: Run) -> list[str]:
-  found = [numbers(record["values"]) for record in run.of_kind("cosines")]
+  every = run.of_kind("cosines")
+  # Those of comparisons are written later than WARP's own.
+  own = [record for record in every if record.get("family") == MAIN]
+  found = [numbers(record["values"]) for record in own or every]
   if not found or not found[-1]:
     return []
   name = named(found[-1], "whole", "mean", "cosine", "layers") or next(iter(found[-1]))
