@@ -247,6 +247,18 @@ def test_a_recipe_without_a_page_of_its_own_shows_everything(page_of, write_run)
   assert studies.page_of(read_run(write_run(tax, None, name="tax"))) is None
 
 
+def test_lines_go_along_the_preference_whatever_the_order_of_measuring(write_run):
+  records = study_runs.soups()
+  records.append(
+    records.pop(next(i for i, r in enumerate(records) if r.get("label") == "λ = 0.5|0.5"))
+  )
+  page = studies.page_of(read_run(write_run(records, study_runs.header("rewarded_soups"))))
+  (section,) = (s for s in page.sections if s.title == "Along λ")
+  (drawn,) = (block for block in section.blocks if hasattr(block, "panels"))
+  lines = [line for figure in drawn.panels for line in figure.lines if len(line.x) > 2]
+  assert lines and all(list(line.x) == sorted(line.x) for line in lines)
+
+
 def test_the_terminal_shows_headline_and_tables(write_run):
   run = read_run(write_run(study_runs.warp(), study_runs.header("warp")))
   long, short = (printed(summary(run, every_point=flag)) for flag in (True, False))

@@ -4,6 +4,7 @@ A page takes what it knows and passes the rest to `others`, so that nothing a re
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from wam.report.blocks import (
   Cell,
@@ -28,7 +29,7 @@ from wam.report.measurements import (
   x_names,
 )
 from wam.report.points import Estimate
-from wam.report.records import Record, of_kind
+from wam.report.records import Record, finite, of_kind
 from wam.report.story import number
 from wam.report.studies import wording
 
@@ -128,7 +129,7 @@ def hypervolumes(records: Sequence[Record]) -> list[Table | Text]:
         Cell(f"{fields.get('hypervolume', 0.0):#.3g}", "", fields.get("hypervolume", "")),
         Cell(interval, "", "" if low is None else low),
         Cell(_reference(reference)),
-        *(Cell(texts(n, _plain(fields.get(n)))[0], "", fields.get(n, "")) for n in more),
+        *(Cell(_count_or_value(n, record.get(n)), "", fields.get(n, "")) for n in more),
       ]
     )
   heads = ["axes", "line", "hypervolume", "95% interval", "reference point", *map(title_of, more)]
@@ -137,6 +138,11 @@ def hypervolumes(records: Sequence[Record]) -> list[Table | Text]:
     " the reference point, so it compares lines of one table, not of two runs."
   )
   return [Text([explanation]), Table(heads, rows, 2)]
+
+
+def _count_or_value(name: str, value: Any) -> str:
+  """Whole numbers as they are; others as values of that name."""
+  return str(value) if isinstance(value, int) else texts(name, _plain(finite(value)))[0]
 
 
 def others(points: Sequence[Measurement], known: Collection[str]) -> list[Section]:

@@ -72,6 +72,8 @@ def along(points: Sequence[Measurement], names: Sequence[str]) -> Section | None
   if len(names) != 2:
     return None
   x = LAMBDA + names[1]
+  # Lines go along λ, whatever the order of measuring was.
+  points = sorted(points, key=lambda point: point.x.get(x, 0.0))
   values = [value for n in names if (value := reward_value(points, n)) is not None] + ["kl"]
   drawn = [p for value in values if (p := sections.panel(points, x, value)) is not None]
   if not drawn:
