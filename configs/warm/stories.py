@@ -6,6 +6,8 @@ The model is a Llama of 260 K parameters that tells children's stories; the rewa
 sentences that people labelled, 25 % of the labels swapped, and are asked about stories. A control reward model, trained
 on other sentences with right labels, judges, and labels the pairs of another distribution: stories of the model, and of
 what RL with the control reward makes of it.
+
+2-core x86 CPU: 15 min at toy size (tests/toys.py) while much other work ran on the machine; not yet run whole.
 """
 
 import os
@@ -80,7 +82,7 @@ def get_config():
   config.warm.label_noise = 0.25
   config.warm.num_epochs = 4.0
   config.warm.batch_size = 32
-  config.warm.length = 96
+  config.warm.length = 128
   config.warm.keep_percents = (60, 70, 80, 90)
   config.warm.probe_steps = 60
   config.warm.probe_optimizer = {"learning_rate": 1e-2, "schedule": "constant"}
@@ -94,7 +96,7 @@ def get_config():
   config.control = ml_collections.ConfigDict()
   config.control.num_epochs = 3.0
   config.control.batch_size = 32
-  config.control.length = 96
+  config.control.length = 128
   config.control.optimizer = config.warm.optimizer.to_dict()
 
   config.sampling = {"prompt_length": 40, "max_new_tokens": 48, "temperature": 1.0}

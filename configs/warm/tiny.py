@@ -2,8 +2,15 @@ r"""Weight averaged reward models in a small invented world (Ramé et al. 2024, 
 
 wam run --config configs/warm/tiny.py --workdir runs/warm
 
-Six reward models of the same 3 000 pairs, 25 % of them swapped; their average, ensembles and single models are compared
+Six reward models of the same 6 000 pairs, 25 % of them swapped; their average, ensembles and single models are compared
 on pairs (clean, swapped, held out, from policies that were tuned), along lines, in best-of-n and as the reward of RL.
+
+2-core x86 CPU: 38 min while much other work ran on the machine. One run (seed 0), WARM against the mean
+of the six predictions, accuracy: swapped pairs 31 % and 33 %, clean 76 % and 81 %, validation 70 % and 73 %, tuned
+policies 71 % and 77 % (differences -2, -5, -3, -6 points, each ± 3); the best single model has 72 % on the last two.
+At these learning rates averaging costs accuracy: half-way between two members up to 2 points are lost. Best of 1024:
+gold reward 0.67 ± 0.07 by WARM, 0.79 by the best two averaged, 0.80 by the ensemble, 0.75 by the best single model,
+0.38 at random. RL without a penalty fools all of them: gold 0.38 -> 0.06 (WARM), 0.05 (ensemble), 0.32 (best single).
 """
 
 import ml_collections
@@ -20,7 +27,7 @@ def get_config():
   config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
   config.problem.num_corpus = 40_000
   config.problem.num_demonstrations = 8_000
-  config.problem.num_pairs = 3_000
+  config.problem.num_pairs = 6_000
   config.problem.num_validation_pairs = 1_000
   config.problem.sharpness = 16.0
   config.problem.num_prompts = 1_500
@@ -74,7 +81,7 @@ def get_config():
     {"learning_rate": 5e-4, "dropout": 0.1, "start": -2},
   )
   config.warm.label_noise = 0.25
-  config.warm.num_epochs = 6.0
+  config.warm.num_epochs = 3.0
   config.warm.batch_size = 64
   config.warm.length = 24
   config.warm.log_every = 25
@@ -95,7 +102,7 @@ def get_config():
   config.reinforce.optimizer = {"learning_rate": 1e-3, "schedule": "constant"}
 
   # Other pairs than people's: samples of θ_0, and of what RL with the gold reward makes of it.
-  config.ood = {"iterations": (0, 2, 4), "samples_per_prompt": 4, "shift": {"num_iterations": 4}}
+  config.ood = {"iterations": (0, 1, 2), "samples_per_prompt": 4, "shift": {"num_iterations": 2}}
 
   config.accuracy = {"orders": ("best_first", "worst_first"), "max_pairs": 700}
   config.interpolation = {"num_points": 5, "max_pairs": 500}
