@@ -166,6 +166,7 @@ POPULATION = [
   "--config.warm.optimizer.warmup_steps=1",
 ]
 WARP = [
+  "--config.reinforce.optimizer.warmup_steps=1",
   "--config.warp.num_episodes=2",
   "--config.warp.etas=(0.3,)",
   "--config.front.measure_every=2",

@@ -14,6 +14,7 @@ from wam.cli import main as cli
 from wam.core.errors import WamError
 from wam.merging.averages import weighted_mean
 from wam.recipes import rewarded_soups as recipe
+from wam.recipes import soup_models
 
 CONFIG = {
   "recipe": "rewarded_soups",
@@ -104,7 +105,8 @@ def test_a_single_reward_is_one_model_in_all_families(workdir):
   # And what MORL trains on there is the reward itself.
   scorers = {"warm": object(), "short": object()}
   policy, *_ = [type("Policy", (), {"model": pretrained.load(workdir / "models/both").model})]
-  assert recipe.optimised(scorers, (0.0, 1.0), policy, {}).scorers["proxy"] is scorers["short"]
+  found = soup_models.optimised(scorers, (0.0, 1.0), policy, {})
+  assert found.scorers["proxy"] is scorers["short"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ from wam.core.types import Params
 from wam.evaluation import pareto, simplex
 from wam.evaluation.statistics import percentile_interval
 from wam.models.conditioning import Conditioning
-from wam.models.heads import ScalarModel
 from wam.recipes import (
   clp_variants,
   points,
@@ -37,11 +36,7 @@ from wam.recipes import (
 )
 from wam.recipes.clp_variants import Point, Variant
 from wam.recipes.points import Panel
-from wam.recipes.policies import Policy
-from wam.recipes.reward_models import Rewards
 from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs
-from wam.rewards import mixtures
-from wam.rewards.scorers import RolloutScorer
 from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
 
@@ -130,12 +125,12 @@ def compare(
     )
 
     # θ_i, to be averaged
-    first = optimised(scorers, every.single[0].preference, policy, reference)
+    first = soup_models.optimised(scorers, every.single[0].preference, policy, reference)
     setting = tuning.Setting(
       policy, reference, base, data, first, current, sampling, every.single[0].plan
     )
     for single in every.every:
-      own = optimised(scorers, single.preference, policy, reference)
+      own = soup_models.optimised(scorers, single.preference, policy, reference)
       tuning.train(single.plan, dataclasses.replace(setting, rewards=own))
 
     # θ(w)
@@ -170,15 +165,6 @@ def compare(
     soup_fronts.write(current, names=names, settings=settings, preferences={})
     write_compute(current, every, trained, found, reinforce, reference)
     write_comparison(current, names, settings, kl_coef=reinforce.get("kl_coef", 0.1))
-
-
-def optimised(
-  scorers: Mapping[str, RolloutScorer], preference: Lambda, policy: Policy, reference: Params
-) -> Rewards:
-  """Σ μ_i r_i as the proxy, and all rewards beside it."""
-  mixture = mixtures.mixture(scorers, dict(zip(scorers, preference, strict=True)))
-  critic = ScalarModel(policy.model.config)
-  return Rewards({"proxy": mixture, **scorers}, critic, {"decoder": reference})
 
 
 def steered_panel(panel: Panel, how: Conditioning) -> Panel:

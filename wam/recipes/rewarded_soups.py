@@ -16,9 +16,7 @@ from typing import Any
 
 from wam.core import sections
 from wam.core.errors import ConfigError
-from wam.core.types import Params
 from wam.evaluation import simplex
-from wam.models.heads import ScalarModel
 from wam.models.policy_mixture import PolicyMixture
 from wam.recipes import (
   points,
@@ -32,9 +30,7 @@ from wam.recipes import (
   tuning,
 )
 from wam.recipes.policies import Policy
-from wam.recipes.reward_models import Rewards
 from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs, Weights
-from wam.rewards import mixtures
 from wam.rewards.scorers import RolloutScorer
 from wam.training import sharding
 from wam.training.workdir import Run, open_workdir
@@ -138,7 +134,7 @@ def rewarded_soups(
       reference=reference,
       base=base,
       data=data,
-      rewards=optimised(scorers, every.single[0].preference, policy, reference),
+      rewards=soup_models.optimised(scorers, every.single[0].preference, policy, reference),
       run=current,
       sampling=sampling,
       main=every.single[0].plan,
@@ -166,17 +162,8 @@ def rewarded_soups(
 def train(every: Runs, setting: tuning.Setting, scorers: Mapping[str, RolloutScorer]) -> None:
   """Carries out all runs, or what is left of them; each is rewarded with its own mixture, and records all rewards."""
   for trained in every.every:
-    rewards = optimised(scorers, trained.preference, setting.policy, setting.reference)
+    rewards = soup_models.optimised(scorers, trained.preference, setting.policy, setting.reference)
     tuning.train(trained.plan, dataclasses.replace(setting, rewards=rewards))
-
-
-def optimised(
-  scorers: Mapping[str, RolloutScorer], preference: Lambda, policy: Policy, reference: Params
-) -> Rewards:
-  """Σ μ_i r_i as the proxy, and all rewards beside it; all on one reward is that reward. Critics start from θ_0."""
-  mixture = mixtures.mixture(scorers, dict(zip(scorers, preference, strict=True)))
-  critic = ScalarModel(policy.model.config)
-  return Rewards({"proxy": mixture, **scorers}, critic, {"decoder": reference})
 
 
 def export(

@@ -14,8 +14,13 @@ from wam.core.types import Params
 from wam.evaluation import simplex
 from wam.merging.averages import weighted_mean
 from wam.models import logit_mixture, stacking
+from wam.models.heads import ScalarModel
 from wam.recipes import tuning
+from wam.recipes.policies import Policy
+from wam.recipes.reward_models import Rewards
 from wam.recipes.tuning import Plan
+from wam.rewards import mixtures
+from wam.rewards.scorers import RolloutScorer
 
 INIT = "init"
 SOUPS, MORL, MOD, PERSONALISED = "rewarded soups", "MORL", "MOD", "personalised soups"
@@ -205,3 +210,12 @@ class Weights:
       apart = [stacking.unstack_layers(member) for member in members]
       return logit_mixture.join(apart, jnp.asarray(candidate.coefficients))
     return weighted_mean(members, candidate.coefficients)
+
+
+def optimised(
+  scorers: Mapping[str, RolloutScorer], preference: Lambda, policy: Policy, reference: Params
+) -> Rewards:
+  """Σ μ_i r_i as the proxy, and all rewards beside it; all on one reward is that reward. Critics start from θ_0."""
+  mixture = mixtures.mixture(scorers, dict(zip(scorers, preference, strict=True)))
+  critic = ScalarModel(policy.model.config)
+  return Rewards({"proxy": mixture, **scorers}, critic, {"decoder": reference})
