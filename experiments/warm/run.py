@@ -2,10 +2,18 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from experiments import studies
 from experiments.warm import claims, figure
 from wam.recipes import warm
+
+
+def config(seed: int) -> dict[str, Any]:
+  """Members that are linearly connected, and RL against a conservative ensemble, too."""
+  made = studies.config("warm/tiny.py:near", seed)
+  made["over_optimisation"]["proxies"].append("ensemble worst case")
+  return made
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
     run=warm.run,
-    make_config=lambda seed: studies.config("warm/tiny.py", seed),
+    make_config=config,
     claims=claims.CLAIMS,
     draw=figure.draw,
   )
