@@ -44,8 +44,14 @@ def draw(panels: Sequence[Panel], path: pathlib.Path, *, main: str | None = None
       style, dash = chosen[family]
       look = {"color": style.matplotlib_colour, "ls": dashes[dash]}
       alone = len(lines) == 1
+      # A line of one run shows its points.
+      own = (
+        {"lw": 1.4, "marker": style.matplotlib_marker, "ms": 4.5}
+        if alone
+        else {"lw": 0.7, "alpha": 0.6}
+      )
       for x, y in lines:
-        (handle,) = axes.plot(x, y, lw=1.8 if alone else 0.7, alpha=1 if alone else 0.6, **look)
+        (handle,) = axes.plot(x, y, **own, **look)
       if panel.mean and not alone:
         middle = np.mean([y for _, y in lines], axis=0)
         (handle,) = axes.plot(lines[0][0], middle, lw=2.2, **look)

@@ -169,6 +169,7 @@ WARP = [
   "--config.reinforce.optimizer.warmup_steps=1",
   "--config.warp.num_episodes=2",
   "--config.warp.etas=(0.3,)",
+  "--config.reinforce.keep_every=1",
   "--config.front.measure_every=2",
   "--config.evaluation.num_seeds=2",
 ]

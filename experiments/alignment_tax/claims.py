@@ -47,12 +47,17 @@ def compare(runs: Sequence[Measured], quantity: Callable[[Measured], float]) -> 
 
 
 def falls_with_reward(skill: str) -> Callable[[Measured], float]:
-  """Minus the rank correlation of reward and a skill along the run, θ_0 first, as far as the reward's peak."""
+  """Minus the rank correlation of reward and a skill along the run, θ_0 first, as far as the reward's peak.
+
+  0 where the skill has not changed by then.
+  """
 
   def quantity(run: Measured) -> float:
     path = [run.before, *run.of(recipe.STOPPED)]
     reward, score = run.column(REWARD)[path], run.column(skill)[path]
     peak = max(int(reward.argmax()) + 1, 3)
+    if np.ptp(score[:peak]) == 0:
+      return 0.0
     return -float(scipy.stats.spearmanr(reward[:peak], score[:peak]).statistic)
 
   return quantity

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from experiments.studies import Claim, Study, compare
 from experiments.verdicts import Finding, finding
 from wam.recipes.soup_fronts import EQUAL, ORACLE, VALIDATED
-from wam.recipes.soup_models import MOD, MORL, PERSONALISED, SOUPS
+from wam.recipes.soup_models import MOD, MORL, SOUPS
 
 RATIO, UTILITY = f"hypervolume_ratio_to_{MORL}", f"expected_utility_gain_over_{MORL}"
 # How much of what is there must be left to call it as good.
@@ -117,10 +117,5 @@ CLAIMS = (
     "MOD above MORL",
     "Decoding together has at least the front of MORL (Shi et al. 2024).",
     volume(MOD, 1.0),
-  ),
-  Claim(
-    "Personalised soups",
-    "Averaged adapters do as well as averaged weights (Jang et al. 2023); here against MORL.",
-    volume(PERSONALISED, SHARE),
   ),
 )

@@ -3,12 +3,14 @@
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from experiments import figures
-from experiments.figures import Panel
+from experiments.figures import Line, Panel
 from experiments.rewarded_soups import claims
 from experiments.studies import Study
 
-FAMILIES = (claims.SOUPS, claims.MORL, claims.MOD, claims.PERSONALISED)
+FAMILIES = (claims.SOUPS, claims.MORL, claims.MOD)
 
 
 def draw(runs: Sequence[Study], results: pathlib.Path, families: Sequence[str] = FAMILIES) -> None:
@@ -19,11 +21,15 @@ def draw(runs: Sequence[Study], results: pathlib.Path, families: Sequence[str] =
       f"seed {run.seed}",
       across.replace("_", " "),
       up.replace("_", " "),
-      {
-        family: [tuple(run.values("front", family, f"reward_{r}") for r in (across, up))]
-        for family in families
-      },
+      {family: [_line(run, family, across, up)] for family in families},
     )
     for run in runs
   ]
   figures.draw(panels, results / "fronts.png", main=claims.SOUPS)
+
+
+def _line(run: Study, family: str, across: str, up: str) -> Line:
+  """The points of a family along λ, whatever the order of measuring was."""
+  order = np.argsort(run.places("front", family, f"lambda_{up}"), kind="stable")
+  x, y = (run.values("front", family, f"reward_{reward}")[order] for reward in (across, up))
+  return x, y

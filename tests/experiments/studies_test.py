@@ -113,7 +113,9 @@ def soups_study(seed, *, sign=1):
       values[soups.RATIO] = 0.9 + noise(seed, "mod")
     points.append(Point("fronts", family, "test", "11 points", {}, values))
     rewards = {"reward_warm": 1.0, "reward_topic": 0.5 + noise(seed, family)}
-    points += [Point("front", family, "test", label, {}, rewards) for label in ("λ = 0", "λ = 1")]
+    points += [
+      Point("front", family, "test", f"λ = {x}", {"lambda_topic": x}, rewards) for x in (0.0, 1.0)
+    ]
   gap = {name: sign * (0.1 + noise(seed, name)) for name in ("warm", "topic")}
   points += [Point("connectivity", soups.SOUPS, "test", f"λ = {x}", {}, gap) for x in (0.3, 0.6)]
   for rule, loss in {soups.ORACLE: 0.0, soups.EQUAL: 0.01, soups.VALIDATED: 0.02}.items():
