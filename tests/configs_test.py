@@ -40,7 +40,8 @@ def test_docstrings_give_the_command_and_what_to_expect():
     if path in LARGE:  # compiled only: how much memory it takes
       assert "TPU" in text and re.search(r"\d+\.\d of \d+ GiB", text), path
     else:
-      assert "CPU" in text and re.search(r"\d+ min", text), path
+      measured = re.search(r"\d+ min", text) or "not run whole yet" in text
+      assert "CPU" in text and measured, path
 
 
 class _CheckedError(Exception):

@@ -6,7 +6,7 @@ The model is a Llama of 260 K parameters that tells children's stories; the rewa
 continuations, by a reward model trained on labelled sentences, and their reading ease. Each kind of conditioning is
 trained with as many completions as the two runs of REINFORCE whose weights are averaged (rewarded soups).
 
-2-core x86 CPU: not yet run at full size, so that no numbers can be given; at toy size it takes 7 min on a busy machine.
+2-core x86 CPU: not run whole yet, so that no numbers can be given; at toy size 6 min on a busy machine.
 """
 
 import os

@@ -4,7 +4,7 @@ Ramé et al. 2024: WARM (arXiv 2401.12187) and WARP (arXiv 2406.16768).
 
 wam run --config configs/warp/full_loop.py --workdir runs/full_loop
 
-2-core x86 CPU: not measured yet; at toy size 5 min beside nine other programs.
+2-core x86 CPU: not run whole yet; at toy size 5 min beside nine other programs.
 """
 
 import importlib.util

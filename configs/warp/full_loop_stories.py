@@ -7,7 +7,7 @@ wam run --config configs/warp/full_loop_stories.py --workdir runs/full_loop_stor
 As stories.py, but the proxy reward is the average of four reward models trained on human-labelled sentences, and the
 comparisons are two plain runs at the same compute. There is no fine-tuning: the model tells stories already.
 
-2-core x86 CPU: not measured yet.
+2-core x86 CPU: not run whole yet.
 """
 
 import importlib.util

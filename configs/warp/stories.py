@@ -6,7 +6,7 @@ The model is a Llama of 260 K parameters that tells children's stories; the prox
 continuations, by a reward model trained on labelled sentences; another one, trained on other sentences, judges; skills
 are TinyStories, WikiText-2 and LAMBADA.
 
-2-core x86 CPU: not measured yet.
+2-core x86 CPU: not run whole yet.
 """
 
 import os

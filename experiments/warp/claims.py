@@ -158,7 +158,7 @@ def curvature(judge: str) -> Find:
 
 def step_back(judge: str) -> Find:
   """WARP-10."""
-  half = "step back: η = 0.5"
+  half = "step back"
 
   def find(runs: Sequence[Study]) -> Finding:
     def gap(run: Study, at: int) -> float:
@@ -215,13 +215,13 @@ ON_REWARDS: dict[str, tuple[str, Judged]] = {
   ),
   "WARP-12": (
     "Averaging checkpoints of one run does not help the interpolation (figure 13).",
-    fronts("members: M = 1", "same run: iterations 30 to 60"),
+    fronts("members: M = 1, LITI", "same run: iterations 30 to 60, LITI"),
   ),
 }  # fmt: skip
 
 
 def _more_members(judge: str, runs: Sequence[Study]) -> Finding:
-  names = [f"members: M = {m}" for m in (1, 2, 4)]
+  names = ["members: M = 1, LITI", "members: M = 2", "members: M = 4"]
   parts = {
     f"{more.removeprefix('members: ')} less {less.removeprefix('members: ')}": compare(
       runs, lambda run, a=less, b=more: front(run, b, judge) - front(run, a, judge)

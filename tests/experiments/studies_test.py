@@ -79,8 +79,8 @@ def warp_study(seed, *, sign=1):
   ranks = {
     warp.LAST: 9, "WARP, episode 2": 8, warp.FIRST: 7, warp.MAIN: 9, warp.LONG: 5, warp.WIDE: 5.1,
     **dict.fromkeys(warp.STATIC, 3.0), **dict.fromkeys(warp.MEMBERS, 4.0), warp.LERP: 6,
-    "members: M = 1": 5, "members: M = 2": 6, "members: M = 4": 7, "length: penalty on one": 7,
-    "same run: iterations 30 to 60": 4.5, "step back: η = 0.5": 9,
+    "members: M = 1, LITI": 5, "members: M = 2": 6, "members: M = 4": 7, "length: penalty on one": 7,
+    "same run: iterations 30 to 60, LITI": 4.5, "step back": 9,
   }  # fmt: skip
   points = []
   for family, rank in ranks.items():

@@ -263,7 +263,7 @@ def test_the_terminal_shows_headline_and_tables(write_run):
   run = read_run(write_run(study_runs.warp(), study_runs.header("warp")))
   long, short = (printed(summary(run, every_point=flag)) for flag in (True, False))
   for text in (long, short):
-    assert "The gold reward is highest on WARP, episode 2 at η = 1" in text
+    assert "Along WARP, episode 2 the gold reward is highest at η = 1" in text
     assert "Task vectors" in text
     assert "have a cosine of 0.78" in " ".join(text.split())  # WARP's, not a comparison's
   assert "Every model that was evaluated" in long

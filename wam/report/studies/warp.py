@@ -127,7 +127,7 @@ def _headline(run: Run, points: Sequence[Measurement], judge: str | None, main: 
   top = wording.highest(ours, judge)
   assert top is not None
   sentences = [
-    f"The {title_of(judge)} is highest on {main} at {top.label}: {_at(top, judge)}"
+    f"Along {main} the {title_of(judge)} is highest at {top.label}: {_at(top, judge)}"
     + (f", from {reading(judge, start.values[judge])} at the start." if start else ".")
   ]
   chosen = wording.selected(run, points)
