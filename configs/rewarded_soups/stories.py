@@ -8,7 +8,7 @@ The model is a Llama of 260 K parameters that tells children's stories. One rewa
 by a reward model trained on sentences that people labelled; the other is Flesch's reading ease, which pays for short
 sentences of short words. Both are z-scores on samples of the model.
 
-2-core x86 CPU.
+2-core x86 CPU: not run whole yet; at toy size 10 min on a busy machine.
 """
 
 import os
