@@ -2,13 +2,13 @@ r"""WARP in a small invented world (Ramé et al. 2024, arXiv 2406.16768, algorit
 
 wam run --config configs/warp/tiny.py --workdir runs/warp
 
-2-core x86 CPU, beside nine other programs: half a minute for the 60 iterations of a member, 5 min to measure 112
-policies; 2 280 iterations and 210 lines of points in all. Measured so far (seed 0, no plain runs of equal compute yet;
-bars over prompts): the proxy ranks 75 % of held-out pairs as people do; gold reward 0.37 ± 0.02 -> 0.50, 0.52, 0.54 at
+2-core x86 CPU: 40 min beside half a dozen other programs. One run (seed 0, bars over prompts): the proxy ranks 75 % of
+held-out pairs as people do; gold reward 0.37 ± 0.02 -> 0.50, 0.52, 0.54 at
 the merges of episodes 1, 2, 3, KL to SFT 0.8, 1.5, 2.0 nats (0.15 a token), skills whole throughout. Cosines of the
 task vectors 0.70, 0.69, 0.64: SLERP has 0.495 at 0.84 nats, LERP 0.484 at 0.73, Karcher as SLERP. Hypervolume above
 SFT up to 3 nats: WARP 0.39 (0.34 to 0.46); its members' trajectories 0.37 (0.32 to 0.44); one episode with M = 1, 2, 4:
-0.28, 0.32, 0.30 (± 0.08); the average along one run 0.22 (0.15 to 0.31).
+0.28, 0.32, 0.30 (± 0.08); the average along one run 0.22 (0.15 to 0.31). One run as long as all members together has
+more: with a static anchor, β = 0.2, gold reward 0.61 within 2 nats and 0.69 within 3, against 0.54 for WARP.
 """
 
 import ml_collections
