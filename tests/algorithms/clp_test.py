@@ -86,12 +86,12 @@ def apart(conditioned):
 @pytest.mark.parametrize(
   ("kind", "changes"),
   [
-    ("full", {}),
+    pytest.param("full", {}, marks=pytest.mark.slow),
     pytest.param("attention", {}, marks=pytest.mark.slow),
     ("attention", {"freeze_shared": True}),
     pytest.param("full", {"kl_weight": (0.1, 0.5)}, marks=pytest.mark.slow),
     pytest.param("logit", {}, marks=pytest.mark.slow),
-    ("prompt", {}),
+    pytest.param("prompt", {}, marks=pytest.mark.slow),
   ],
 )
 def test_expectation_is_the_gradient_of_the_objective(kind, changes):

@@ -137,6 +137,7 @@ def test_members_differ_in_the_order_of_prompts_only(two_episodes):
   assert one["kl"] == other["kl"] == 0 and one["reward"] != other["reward"]
 
 
+@pytest.mark.slow
 def test_the_kl_is_that_to_the_sft_policy_in_every_episode(tmp_path):
   """The anchor of the second episode starts at its init; the KL that is recorded is exact up to sampling."""
   every = plans(TWO, prompts_per_iteration=512, num_iterations=1)
