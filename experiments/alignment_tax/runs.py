@@ -5,12 +5,10 @@ kept on its way, for equally many updates; KL penalties are runs of their own. T
 spread over decades, so that none is helped or hindered by a narrow grid.
 """
 
-import importlib.util
-import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "alignment_tax" / "tiny.py"
+from experiments import studies
+
 # Where the tax sets in along equal ratios; below, all skills are whole (the paper's 0.2 to 0.4 are there).
 ALPHAS = [0.4, 0.6, 0.8]
 ALGORITHMS = ("rsf", "ppo", "dpo")
@@ -38,14 +36,7 @@ KL_COEFS = (0.0, 0.02, 0.1, 0.2)
 
 def config(algorithm: str, seed: int) -> dict[str, Any]:
   """The config of a run, as nested plain data."""
-  spec = importlib.util.spec_from_file_location("tiny", CONFIG)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  made = _plain(module.get_config(algorithm))
-  made["seed"] = seed
-  # Another world for every seed, too: the claims are not about one set of facts.
-  made["problem"]["seed"] = seed
+  made = studies.config(f"alignment_tax/tiny.py:{algorithm}", seed)
   made["averaging"]["patterns"] = [[0.0, 0.0, -0.1], [0.0, -0.1, -0.1]]
   made["averaging"]["pattern_alphas"] = ALPHAS
   made["adaptive"] = {
@@ -71,9 +62,3 @@ def config(algorithm: str, seed: int) -> dict[str, Any]:
   if algorithm == "ppo":
     made["comparisons"] = {"KL penalty": {f"{c:g}": {"settings": {"kl_coef": c}} for c in KL_COEFS}}
   return made
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, Mapping) or hasattr(value, "items"):
-    return {key: _plain(each) for key, each in value.items()}
-  return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -8,12 +8,9 @@ from typing import Any
 
 from wam.core.errors import ConfigError
 from wam.core.types import Params
-from wam.data.tokenizers import eos_id
-from wam.models.heads import ScalarModel
 from wam.recipes import reward_models, reward_populations
 from wam.recipes.policies import Policy
 from wam.recipes.problems import Problem
-from wam.rewards import scorers
 from wam.rewards.scorers import RolloutScorer
 from wam.training.workdir import Run
 
@@ -67,24 +64,7 @@ def make(
     policy, references, data, run, section=warm, sampling=sampling
   )
   found = {"proxy": population.scorers["warm"]}
-  if data.gold is not None:
-    found["gold"] = scorers.from_text(
-      data.gold, policy.decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
-    )
-  elif data.control_pairs:
-    assert reward_model is not None
-    dtype = reward_model.get("dtype", "float32")
-    samples = reward_models.reference_samples(policy, reference, data, run, sampling, dtype)
-    stage = "control_model"
-    control = reward_models.reward_model(
-      data.control_pairs,
-      samples,
-      policy=policy,
-      params=reference,
-      run=run,
-      stage=stage,
-      **reward_model,
-    )
-    model = ScalarModel(policy.model.config)
-    found["control"] = reward_models.scorer(model, control, run, dtype, stage)
-  return found
+  judge = reward_models.make_judge(
+    policy, reference, data, run, section=reward_model, sampling=sampling
+  )
+  return found if judge is None else found | {judge.name: judge.scorer}

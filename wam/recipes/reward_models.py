@@ -12,7 +12,7 @@ import numpy as np
 
 from wam.algorithms import reward_model as algorithm
 from wam.core import rng
-from wam.core.errors import BadData
+from wam.core.errors import BadData, ConfigError
 from wam.core.types import Params
 from wam.data import encoding
 from wam.data.examples import Pair
@@ -39,6 +39,13 @@ class Rewards(NamedTuple):
   scorers: dict[str, RolloutScorer]
   model: ScalarModel
   params: Params
+
+
+class Judge(NamedTuple):
+  """Who judges, and as what: "gold" or "control"."""
+
+  name: str
+  scorer: RolloutScorer
 
 
 def check(section: Mapping[str, Any]) -> None:
@@ -71,25 +78,57 @@ def train(
     section: see `reward_model` for its keys.
     sampling: see `sampling_settings` for its keys.
   """
-  dtype = section.get("dtype", "float32")
+  stage, dtype = "reward_model", section.get("dtype", "float32")
   samples = reference_samples(policy, reference, data, run, sampling, dtype)
-
-  def one(stage: str, pairs: Mapping[str, Sequence[Pair]]) -> Params:
-    return reward_model(
-      pairs, samples, policy=policy, params=reference, run=run, stage=stage, **section
-    )
-
   model = ScalarModel(policy.model.config)
-  proxy = one("reward_model", data.pairs)
-  found = {"proxy": scorer(model, proxy, run, dtype, "reward_model")}
-  if data.gold is not None:
-    found["gold"] = scorers.from_text(
-      data.gold, policy.decode, eos_id=eos_id(policy.tokenizer), name="gold reward"
-    )
-  elif data.control_pairs:
-    control = one("control_model", data.control_pairs)
-    found["control"] = scorer(model, control, run, dtype, "control_model")
+  proxy = reward_model(
+    data.pairs, samples, policy=policy, params=reference, run=run, stage=stage, **section
+  )
+  found = {"proxy": scorer(model, proxy, run, dtype, stage)}
+  judge = make_judge(
+    policy, reference, data, run, section=section, sampling=sampling, samples=samples
+  )
+  if judge is not None:
+    found[judge.name] = judge.scorer
   return Rewards(found, model, proxy)
+
+
+def make_judge(
+  policy: Policy,
+  reference: Params,
+  data: Problem,
+  run: Run,
+  *,
+  section: Mapping[str, Any] | None,
+  sampling: Mapping[str, Any],
+  samples: Mapping[str, np.ndarray] | None = None,
+) -> Judge | None:
+  """The gold reward; where there is none, a control reward model trained on the problem's other pairs, if it has any.
+
+  Args:
+    policy, reference, data, run, sampling: as in `train`.
+    section: of the control reward model, see `reward_model` for its keys; not needed with a gold reward.
+    samples: `reference_samples`, where they have been drawn.
+
+  Raises:
+    ConfigError: if there are pairs for a control reward model, and no section.
+  """
+  if data.gold is not None:
+    end = eos_id(policy.tokenizer)
+    gold = scorers.from_text(data.gold, policy.decode, eos_id=end, name="gold reward")
+    return Judge("gold", gold)
+  if not data.control_pairs:
+    return None
+  if section is None:
+    raise ConfigError("a section is needed for the control reward model")
+  stage, dtype = "control_model", section.get("dtype", "float32")
+  if samples is None:
+    samples = reference_samples(policy, reference, data, run, sampling, dtype)
+  control = reward_model(
+    data.control_pairs, samples, policy=policy, params=reference, run=run, stage=stage, **section
+  )
+  model = ScalarModel(policy.model.config)
+  return Judge("control", scorer(model, control, run, dtype, stage))
 
 
 def reward_model(

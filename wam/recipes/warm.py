@@ -117,9 +117,10 @@ def warm_recipe(
     population = reward_populations.train(
       policy, trajectory, data, current, section=warm, sampling=sampling
     )
-    judge = warm_setting.make_judge(
-      policy, found.reference, data, current, control=control, sampling=sampling
+    judge = reward_models.make_judge(
+      policy, found.reference, data, current, section=control, sampling=sampling
     )
+    assert judge is not None  # see warm_setting.check_judge
     setting = warm_setting.Setting(
       policy=policy,
       reference=found.reference,

@@ -5,7 +5,7 @@ Leaves out the studies themselves (warm_accuracy.py, warm_selection.py, warm_pol
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,24 +16,16 @@ from wam.data import encoding
 from wam.data.tokenizers import eos_id
 from wam.generation.rollouts import Rollout
 from wam.generation.sampling import generate
-from wam.recipes import reward_models, tuning
+from wam.recipes import tuning
 from wam.recipes.policies import Policy, sampling_settings
 from wam.recipes.problems import Problem
-from wam.recipes.reward_models import Rewards
+from wam.recipes.reward_models import Judge, Rewards
 from wam.recipes.reward_populations import RewardPopulation
-from wam.rewards import scorers
 from wam.rewards.scorers import RolloutScorer
 from wam.training import sharding
 from wam.training.workdir import Run
 
 OOD = "out_of_distribution"
-
-
-class Judge(NamedTuple):
-  """Who judges: its name, "gold" or "control", and its scores."""
-
-  name: str
-  scorer: RolloutScorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,45 +67,6 @@ class Setting:
     if self.reinforce is None:
       raise ConfigError(f"reinforce: this section is missing, and {family} needs it")
     return tuning.Plan("reinforce", family, label, dict(self.reinforce) | dict(settings), {})
-
-
-def make_judge(
-  policy: Policy,
-  reference: Params,
-  data: Problem,
-  run: Run,
-  *,
-  control: Mapping[str, Any] | None,
-  sampling: Mapping[str, Any],
-) -> Judge:
-  """The gold reward; where there is none, a control reward model trained on the problem's other pairs.
-
-  Args:
-    policy, reference, data, run, sampling: as in `reward_models.train`.
-    control: the section "control": the keys of `reward_models.reward_model`.
-
-  Raises:
-    ConfigError: if nobody can judge.
-  """
-  if data.gold is not None:
-    end = eos_id(policy.tokenizer)
-    gold = scorers.from_text(data.gold, policy.decode, eos_id=end, name="gold reward")
-    return Judge("gold", gold)
-  check_judge(data, control)
-  assert control is not None
-  dtype = control.get("dtype", "float32")
-  samples = reward_models.reference_samples(policy, reference, data, run, sampling, dtype)
-  trained = reward_models.reward_model(
-    data.control_pairs,
-    samples,
-    policy=policy,
-    params=reference,
-    run=run,
-    stage="control_model",
-    **control,
-  )
-  model = reward_models.ScalarModel(policy.model.config)
-  return Judge("control", reward_models.scorer(model, trained, run, dtype, "control_model"))
 
 
 def check_judge(data: Problem, control: Mapping[str, Any] | None) -> None:
