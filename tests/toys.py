@@ -197,7 +197,7 @@ OVERRIDES = {
   "warm/stories.py": WARM_STORIES,
   "warp/tiny.py": [*WORLD, *OWN_REWARD, *WARP],
   "warp/stories.py": [*FILES, *OWN_REWARD, *WARP],
-  "warp/full_loop.py": [*WORLD, *POPULATION, *WARP],
+  "warp/full_loop.py": [*WORLD, "--config.sft.num_steps=6", *POPULATION, *WARP],
   "warp/full_loop_stories.py": [*FILES, *OWN_REWARD, *POPULATION, *WARP],
   "rewarded_soups/tiny.py": [*WORLD, *SOUPS],
   "rewarded_soups/stories.py": [*FILES, *POLARITY, *SOUPS],
