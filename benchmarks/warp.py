@@ -55,17 +55,19 @@ def made(shapes: Any, seed: int, dtype: Any) -> Any:
 
 
 def copier(bytes_read: int, bytes_written: int) -> Callable[[], None]:
-  """Reads so many bytes and writes so many, in one thread a core."""
+  """Reads so many bytes and writes so many, in one thread a core, through buffers of at most 1 GiB."""
   threads = os.cpu_count() or 1
   pool = ThreadPoolExecutor(threads)
-  size = max(bytes_read, bytes_written) // 8
-  source, target = np.ones(size), np.ones(bytes_written // 8)
-  shares = np.linspace(0, target.size, threads + 1).astype(int)
-  rest = np.linspace(target.size, size, threads + 1).astype(int)
+  passes = -(-bytes_read // 2**30)
+  size, written = (x // (8 * passes) for x in (bytes_read, bytes_written))
+  source, target = np.ones(size), np.ones(written)
+  shares = np.linspace(0, written, threads + 1).astype(int)
+  rest = np.linspace(written, size, threads + 1).astype(int)
 
   def piece(i: int) -> None:
-    target[shares[i] : shares[i + 1]] = source[shares[i] : shares[i + 1]]
-    source[rest[i] : rest[i + 1]].max(initial=0.0)
+    for _ in range(passes):
+      target[shares[i] : shares[i + 1]] = source[shares[i] : shares[i + 1]]
+      source[rest[i] : rest[i + 1]].max(initial=0.0)
 
   return lambda: list(pool.map(piece, range(threads))) and None
 

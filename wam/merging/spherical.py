@@ -126,11 +126,17 @@ def _sum_groups(
 @functools.partial(jax.jit, static_argnames=("stacked",))
 def _leaf_gram(base: Any, leaves: tuple[Any, ...], *, stacked: int) -> jax.Array:
   """[M, M], or [L, M, M] for a stacked leaf. Products and sums, not a matrix product: full precision on any device."""
-  wide = accumulator(base.dtype)
-  deltas = [x.astype(wide) - base.astype(wide) for x in leaves]
   axes = tuple(range(stacked, base.ndim))
+
+  def product(left: Any, right: Any) -> jax.Array:
+    # Behind the barrier the products share no delta: one that several of them read would be written to memory first.
+    start, left, right = jax.lax.optimization_barrier((base, left, right))
+    wide = accumulator(start.dtype)
+    start = start.astype(wide)
+    return jnp.sum((left.astype(wide) - start) * (right.astype(wide) - start), axes)
+
   products = {
-    (i, j): jnp.sum(deltas[i] * deltas[j], axes).astype(jnp.float32)
+    (i, j): product(leaves[i], leaves[j]).astype(jnp.float32)
     for i in range(len(leaves))
     for j in range(i + 1)
   }
