@@ -15,7 +15,6 @@ from tests.toys import OVERRIDES, REAL_SCALE, TINY
 from wam import pretrained
 from wam.checkpoints import records
 from wam.cli import main as cli
-from wam.recipes import alignment_tax
 
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.py"))
 # Those of other recipes: study_configs_test.py.
@@ -44,26 +43,14 @@ def test_docstrings_give_the_command_and_what_to_expect():
       assert "CPU" in text and measured, path
 
 
-class _CheckedError(Exception):
-  """Raised where a run would begin to train."""
-
-
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
 @pytest.mark.parametrize("size", ["toy", "full"])
-def test_large_configs_pass_all_checks(path, size, tmp_path, monkeypatch):
+def test_large_configs_pass_all_checks(path, size, tmp_path, monkeypatch, passes_all_checks):
   """Keys, data, model directory and plans, up to where training would begin; "full": as shipped but for the rows."""
   real_scale_files.write(tmp_path)
   monkeypatch.setenv("WAM_DATA", str(tmp_path))
-
-  def begin(*args, **keywords):
-    raise _CheckedError
-
-  monkeypatch.setattr(alignment_tax, "open_workdir", begin)
   shipped = [o for o in REAL_SCALE if ".prompts." in o or ".pairs." in o]
-  overrides = REAL_SCALE if size == "toy" else shipped
-  arguments = ["run", "--config", str(path), *overrides, "--workdir", str(tmp_path / "run")]
-  with pytest.raises(_CheckedError):
-    cli.main([*arguments, "--quiet"])
+  assert passes_all_checks("--config", str(path), *(REAL_SCALE if size == "toy" else shipped))
 
 
 @pytest.fixture(

@@ -33,6 +33,29 @@ def strict_dtypes():
     yield
 
 
+@pytest.fixture
+def passes_all_checks(tmp_path, monkeypatch):
+  """Whether `wam run` with these arguments would begin: it is stopped where the workdir would be made."""
+  from wam.cli import main as cli
+  from wam.training.workdir import Start
+
+  class CheckedError(Exception):
+    """Raised where a run would begin."""
+
+  def begin(*args, **keywords):
+    raise CheckedError
+
+  def check(*arguments: str) -> bool:
+    monkeypatch.setattr(Start, "open", begin)
+    try:
+      cli.main(["run", *arguments, "--workdir", str(tmp_path / "run"), "--quiet"])
+    except CheckedError:
+      return True
+    return False
+
+  return check
+
+
 @pytest.fixture(scope="session")
 def demo_directory(tmp_path_factory) -> pathlib.Path:
   """Where `make demo` was run at toy size: configs/ and runs/demo/. Tests that change it work on a copy."""

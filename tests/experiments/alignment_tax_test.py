@@ -149,8 +149,7 @@ def test_configs_are_the_recipe_s(algorithm):
   """Their keys, and the runs that they ask for."""
   config = runs.config(algorithm, 1)
   config.pop("recipe")
-  given = ("workdir", "command", "config", "show")
-  sections.check(alignment_tax.alignment_tax, config, "config", given=given)
+  sections.check(alignment_tax.recipe, config, "config", given=("start",))
   found = adaptive.read(config["adaptive"])
   assert len(found.searches) == {"rsf": 15, "ppo": 3, "dpo": 3}[algorithm]
   assert len(found.grid) == 25

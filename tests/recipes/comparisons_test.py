@@ -5,7 +5,7 @@ import pytest
 
 from wam.checkpoints import records
 from wam.core.errors import ConfigError, UnknownName
-from wam.recipes import alignment_tax
+from wam.recipes import runs
 
 OPTIMIZER = {"learning_rate": 1e-3}
 ONLINE = {"num_iterations": 2, "prompts_per_iteration": 8, "samples_per_prompt": 2, "batch_size": 8}
@@ -13,6 +13,7 @@ ONLINE = {"num_iterations": 2, "prompts_per_iteration": 8, "samples_per_prompt":
 
 def config(**changes):
   return {
+    "recipe": "alignment_tax",
     "seed": 0,
     "problem": {
       "kind": "world",
@@ -96,7 +97,7 @@ def points(directory):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
   directory = tmp_path_factory.mktemp("comparisons") / "run"
-  alignment_tax.run(config(), directory, command="a test", show=False)
+  runs.run(config(), directory, command="a test", show=False)
   return directory
 
 
@@ -179,13 +180,11 @@ def test_the_grid_is_measured_and_judged(measured):
 )
 def test_refused_before_anything_is_written(tmp_path, comparison, error, message):
   with pytest.raises(error, match=message):
-    alignment_tax.run(
-      config(comparisons={"a": {"a": comparison}}), tmp_path / "run", command="", show=False
-    )
+    runs.run(config(comparisons={"a": {"a": comparison}}), tmp_path / "run", command="", show=False)
   assert not (tmp_path / "run").exists()
 
 
 def test_distillation_needs_kept_samples(tmp_path):
   section = config()["rsf"] | {"keep_samples": False}
   with pytest.raises(ConfigError, match="keep_samples"):
-    alignment_tax.run(config(rsf=section), tmp_path / "run", command="", show=False)
+    runs.run(config(rsf=section), tmp_path / "run", command="", show=False)

@@ -11,7 +11,7 @@ import pytest
 from wam import pretrained
 from wam.checkpoints import records
 from wam.core.errors import ConfigError, UnknownName
-from wam.recipes import measurements, warm, warm_accuracy, warm_lines, warm_selection
+from wam.recipes import measurements, runs, warm, warm_accuracy, warm_lines, warm_selection
 from wam.training import sharding
 from wam.training.interrupts import Interrupted
 from wam.training.workdir import Run
@@ -23,6 +23,7 @@ STUDIES = ("accuracy", "interpolation", "domain_model", "best_of_n", "over_optim
 
 def config(**changes):
   return {
+    "recipe": "warm",
     "seed": 0,
     "problem": {
       "kind": "world",
@@ -74,7 +75,7 @@ def carry_out(directory):
   one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(warm.sharding, "make_mesh", one)
-    warm.run(config(), directory, command="a test", show=False)
+    runs.run(config(), directory, command="a test", show=False)
 
 
 @pytest.fixture(scope="module")
@@ -273,5 +274,5 @@ def test_an_interruption_leaves_no_half_study(tmp_path):
 )
 def test_refused_before_anything_is_written(tmp_path, change, error, message):
   with pytest.raises(error, match=message):
-    warm.run(config(**change), tmp_path / "run", command="", show=False)
+    runs.run(config(**change), tmp_path / "run", command="", show=False)
   assert not (tmp_path / "run").exists()

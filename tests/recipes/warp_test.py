@@ -10,7 +10,7 @@ from tests.recipes import comparisons_test
 from wam import pretrained
 from wam.checkpoints import records
 from wam.core.errors import ConfigError
-from wam.recipes import warp, warp_plans
+from wam.recipes import runs, warp_plans
 
 OPTIMIZER = {"learning_rate": 1e-2}
 
@@ -43,7 +43,7 @@ def config(**changes):
 
 
 def run(directory, **changes):
-  warp.run(config(**changes), directory, command="a test", show=False)
+  runs.run(config(**changes), directory, command="a test", show=False)
 
 
 def of_kind(directory, kind):

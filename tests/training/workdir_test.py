@@ -63,3 +63,13 @@ def test_signals_are_noted_and_handlers_put_back():
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_start_checks_its_section_before_it_writes(tmp_path):
+  start = workdir.Start(tmp_path / "run", CONFIG, "wam run", show=False)
+  with pytest.raises(ConfigError, match="save_every_step"):
+    start.open(seed=0, checkpoints={"save_every_step": 3})
+  assert not (tmp_path / "run").exists()
+  with start.open(seed=3, checkpoints={"save_every_steps": 3}) as run:
+    assert (run.seed, run.save_every_steps, run.show) == (3, 3, False)
+  assert (tmp_path / "run" / "config.json").exists()

@@ -4,23 +4,22 @@ import argparse
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from wam.cli import configs
-from wam.core.errors import unknown_name
 
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the recipe that the config names, then writes the report; see `--help`."""
   config, rest = _arguments(arguments)
   options = _parser().parse_args(rest)
-  recipes = _recipes()
-  name = config.get("recipe", "")
-  if name not in recipes:
-    raise unknown_name("recipe", name, recipes)
+
+  # Imported late: help does not need JAX.
+  from wam.recipes import runs
+
   command = shlex.join(["wam", "run", *arguments])
-  recipes[name](config, options.workdir, command=command, show=not options.quiet)
+  runs.run(config, options.workdir, command=command, show=not options.quiet)
 
   # Imported late: the run does not need it, and a report can be drawn again where it failed.
   import rich
@@ -57,16 +56,3 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument("--quiet", action="store_true", help="no progress")
   return parser
-
-
-def _recipes() -> dict[str, Callable[..., None]]:
-  """By name; a recipe is a function (config, workdir, *, command, show)."""
-  from wam.recipes import alignment_tax, clp, rewarded_soups, warm, warp
-
-  return {
-    "alignment_tax": alignment_tax.run,
-    "clp": clp.run,
-    "rewarded_soups": rewarded_soups.run,
-    "warm": warm.run,
-    "warp": warp.run,
-  }

@@ -11,7 +11,6 @@ split are left as Hugging Face directories in `models/`.
 """
 
 import functools
-import pathlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from wam.merging.averages import lerp
 from wam.recipes import adaptive as adaptive_averages
 from wam.recipes import fronts, points, policies, problems, reward_models, stages, tuning
 from wam.training import sharding
-from wam.training.workdir import Run, open_workdir
+from wam.training.workdir import Start
 
 INIT, STOPPED, AVERAGED, PARTWISE = "init", "early stopping", "model averaging", "part-wise"
 BEYOND = "extrapolation"
@@ -51,27 +50,7 @@ class Candidate(NamedTuple):
     return tuple(self.coefficients.items()) if self.iteration is None else self.iteration
 
 
-def run(
-  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
-) -> None:
-  """Runs the recipe, or what is left of it, in `workdir`.
-
-  Args:
-    config: nested plain data with the keys of `alignment_tax`; see configs/alignment_tax/.
-    workdir: records, checkpoints and config go there.
-    command: how the run was started, for the report.
-    show: whether to show progress.
-
-  Raises:
-    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
-  """
-  keywords = {key: value for key, value in config.items() if key != "recipe"}
-  sections.call(
-    alignment_tax, keywords, "config", workdir=workdir, command=command, config=config, show=show
-  )
-
-
-def alignment_tax(
+def recipe(
   *,
   seed: int,
   problem: Mapping[str, Any],
@@ -91,12 +70,9 @@ def alignment_tax(
   adaptive: Mapping[str, Any] | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Mapping[str, Any] | None = None,
-  workdir: pathlib.Path,
-  command: str,
-  config: Mapping[str, Any],
-  show: bool,
+  start: Start,
 ) -> None:
-  """The recipe, top to bottom; every argument but the last four is a section of the config."""
+  """The recipe, top to bottom; every argument but the last is a section of the config."""
   stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
   reward_models.check(reward_model)
   plans = tuning.plans(
@@ -113,10 +89,7 @@ def alignment_tax(
   if adaptive is not None:
     ratios = adaptive_averages.check(adaptive, policy.params, has_corpus=bool(data.corpus))
   devices = sharding.make_mesh(mesh)
-  open_workdir(workdir, config=config, command=command)
-  with sections.call(
-    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
-  ) as current:
+  with start.open(seed=seed, mesh=devices, checkpoints=checkpoints) as current:
     # θ_0
     base, reference = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
 
@@ -161,7 +134,7 @@ def alignment_tax(
     for name, label in named.items():
       chosen = next((model for model in models if model.label == label), None)
       if chosen is not None:
-        policies.export(policy, make(chosen), workdir / "models" / name)
+        policies.export(policy, make(chosen), current.directory / "models" / name)
 
 
 def candidates(

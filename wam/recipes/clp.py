@@ -9,7 +9,6 @@ and how much they differ from those of the soups.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,32 +37,12 @@ from wam.recipes.clp_variants import Point, Variant
 from wam.recipes.points import Panel
 from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs
 from wam.training import sharding
-from wam.training.workdir import Run, open_workdir
+from wam.training.workdir import Run, Start
 
 STUDIES = ("compute", "comparison")
 
 
-def run(
-  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
-) -> None:
-  """Runs the recipe, or what is left of it, in `workdir`.
-
-  Args:
-    config: nested plain data with the keys of `clp`; see configs/clp/.
-    workdir: records, checkpoints and config go there.
-    command: how the run was started, for the report.
-    show: whether to show progress.
-
-  Raises:
-    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
-  """
-  keywords = {key: value for key, value in config.items() if key != "recipe"}
-  sections.call(
-    compare, keywords, "config", workdir=workdir, command=command, config=config, show=show
-  )
-
-
-def compare(
+def recipe(
   *,
   seed: int,
   problem: Mapping[str, Any],
@@ -80,12 +59,9 @@ def compare(
   sft: Mapping[str, Any] | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Mapping[str, Any] | None = None,
-  workdir: pathlib.Path,
-  command: str,
-  config: Mapping[str, Any],
-  show: bool,
+  start: Start,
 ) -> None:
-  """The recipe, top to bottom; every argument but the last four is a section of the config.
+  """The recipe, top to bottom; every argument but the last is a section of the config.
 
   Those that are this recipe's own: "reinforce": of the runs that are averaged; "clp", see `clp_variants`; "grid", the
   preferences that are measured, and "morl", mixtures that have a run each (none without it): keys of
@@ -112,10 +88,7 @@ def compare(
   steered = {v.kind: clp_variants.conditioning(v, policy, names) for v in trained}
   devices = sharding.make_mesh(mesh)
   clp_variants.check_batches(trained, devices)
-  open_workdir(workdir, config=config, command=command)
-  with sections.call(
-    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
-  ) as current:
+  with start.open(seed=seed, mesh=devices, checkpoints=checkpoints) as current:
     # θ_0
     base, reference = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
 

@@ -33,30 +33,10 @@ from wam.recipes.policies import Policy
 from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs, Weights
 from wam.rewards.scorers import RolloutScorer
 from wam.training import sharding
-from wam.training.workdir import Run, open_workdir
+from wam.training.workdir import Start
 
 
-def run(
-  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
-) -> None:
-  """Runs the recipe, or what is left of it, in `workdir`.
-
-  Args:
-    config: nested plain data with the keys of `rewarded_soups`; see configs/rewarded_soups/.
-    workdir: records, checkpoints and config go there.
-    command: how the run was started, for the report.
-    show: whether to show progress.
-
-  Raises:
-    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
-  """
-  keywords = {key: value for key, value in config.items() if key != "recipe"}
-  sections.call(
-    rewarded_soups, keywords, "config", workdir=workdir, command=command, config=config, show=show
-  )
-
-
-def rewarded_soups(
+def recipe(
   *,
   seed: int,
   problem: Mapping[str, Any],
@@ -78,12 +58,9 @@ def rewarded_soups(
   mitigation: Mapping[str, Any] | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Mapping[str, Any] | None = None,
-  workdir: pathlib.Path,
-  command: str,
-  config: Mapping[str, Any],
-  show: bool,
+  start: Start,
 ) -> None:
-  """The recipe, top to bottom; every argument but the last four is a section of the config.
+  """The recipe, top to bottom; every argument but the last is a section of the config.
 
   Those that are this recipe's own: "rewards", see `reward_specs`; "soups" and "morl": keys of `soup_models.grid`;
   "decoding": the same, and `alpha` of `PolicyMixture`; "personalised": fields of `Lora`; "preferences": μ by reward, by
@@ -116,10 +93,7 @@ def rewarded_soups(
   decoder = PolicyMixture(policy.model.config, policy.model, len(names), alpha)
   tuning.check([trained.plan for trained in every.every], policy, data, sampling)
   devices = sharding.make_mesh(mesh)
-  open_workdir(workdir, config=config, command=command)
-  with sections.call(
-    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
-  ) as current:
+  with start.open(seed=seed, mesh=devices, checkpoints=checkpoints) as current:
     # θ_0
     base, reference = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
 
@@ -156,7 +130,7 @@ def rewarded_soups(
       panels=lambda model: mixed if model.decoded else panels,
     )
     chosen = soup_fronts.write(current, names=names, settings=settings, preferences=users)
-    export(chosen, every, weights, policy, workdir / "models")
+    export(chosen, every, weights, policy, current.directory / "models")
 
 
 def train(every: Runs, setting: tuning.Setting, scorers: Mapping[str, RolloutScorer]) -> None:

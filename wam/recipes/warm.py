@@ -30,35 +30,12 @@ from wam.recipes import (
   warm_setting,
 )
 from wam.training import member_axis, sharding
-from wam.training.program_cache import shared_programs
-from wam.training.workdir import Run, open_workdir
+from wam.training.workdir import Start
 
 Section = Mapping[str, Any]
 
 
-def run(
-  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
-) -> None:
-  """Runs the recipe, or what is left of it, in `workdir`.
-
-  Args:
-    config: nested plain data with the keys of `warm`; see configs/warm/.
-    workdir: records, checkpoints and config go there.
-    command: how the run was started, for the report.
-    show: whether to show progress.
-
-  Raises:
-    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
-  """
-  keywords = {key: value for key, value in config.items() if key != "recipe"}
-  # Runs of RL against several proxies are one program.
-  with shared_programs():
-    sections.call(
-      warm_recipe, keywords, "config", workdir=workdir, command=command, config=config, show=show
-    )
-
-
-def warm_recipe(
+def recipe(
   *,
   seed: int,
   problem: Section,
@@ -77,12 +54,9 @@ def warm_recipe(
   domain_model: Section | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Section | None = None,
-  workdir: pathlib.Path,
-  command: str,
-  config: Mapping[str, Any],
-  show: bool,
+  start: Start,
 ) -> None:
-  """The recipe, top to bottom; every argument but the last four is a section of the config.
+  """The recipe, top to bottom; every argument but the last is a section of the config.
 
   "warm" is that of `reward_populations`; "control" a reward model that judges where there is no gold reward;
   "reinforce" has the settings of all runs of RL; "ood" is that of `warm_setting.shifted_pairs`, for problems that bring
@@ -105,10 +79,7 @@ def warm_recipe(
   policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
   axes = dict(mesh or {})
   devices = (member_axis if member_axis.AXIS in axes else sharding).make_mesh(mesh)
-  open_workdir(workdir, config=config, command=command)
-  with sections.call(
-    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
-  ) as current:
+  with start.open(seed=seed, mesh=devices, checkpoints=checkpoints) as current:
     # θ_0, and where Baklava starts
     found = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
     trajectory = stages.trajectory(found, current)
@@ -133,7 +104,7 @@ def warm_recipe(
       reinforce=reinforce,
       variance_coefficient=warm.get("variance_coefficient", 0.5),
     )
-    _export_rewards(setting, workdir / "models")
+    _export_rewards(setting, current.directory / "models")
 
     # what they know, and what can be made of them
     shifted = None
@@ -149,7 +120,9 @@ def warm_recipe(
     if over_optimisation is not None:
       tuned = warm_policies.over_optimisation(setting, **over_optimisation)
       for family, params in tuned.items():
-        policies.export(policy, params, workdir / "models" / f"policy-{as_file_name(family)}")
+        policies.export(
+          policy, params, current.directory / "models" / f"policy-{as_file_name(family)}"
+        )
 
 
 ON_PAIRS: dict[str, Callable[..., None]] = {

@@ -9,7 +9,6 @@ left as Hugging Face directories in `models/`: "sft", "merged" (the last θ_sler
 the last output set on the validation split.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,29 +29,7 @@ from wam.recipes import warp_episodes as episodes
 from wam.recipes.policies import sampling_settings
 from wam.recipes.warp_plans import INIT, Candidate
 from wam.training import sharding
-from wam.training.program_cache import shared_programs
-from wam.training.workdir import Run, open_workdir
-
-
-def run(
-  config: Mapping[str, Any], workdir: pathlib.Path, *, command: str, show: bool = True
-) -> None:
-  """Runs the recipe, or what is left of it, in `workdir`.
-
-  Args:
-    config: nested plain data with the keys of `warp`; see configs/warp/.
-    workdir: records, checkpoints and config go there.
-    command: how the run was started, for the report.
-    show: whether to show progress.
-
-  Raises:
-    WamError: for everything that the user can mend, before anything is trained where it can be seen then.
-  """
-  keywords = {key: value for key, value in config.items() if key != "recipe"}
-  with shared_programs():
-    sections.call(
-      recipe, keywords, "config", workdir=workdir, command=command, config=config, show=show
-    )
+from wam.training.workdir import Start
 
 
 def recipe(
@@ -72,12 +49,9 @@ def recipe(
   front: Mapping[str, Any] | None = None,
   mesh: Mapping[str, int] | None = None,
   checkpoints: Mapping[str, Any] | None = None,
-  workdir: pathlib.Path,
-  command: str,
-  config: Mapping[str, Any],
-  show: bool,
+  start: Start,
 ) -> None:
-  """The recipe, top to bottom; every argument but the last four is a section of the config."""
+  """The recipe, top to bottom; every argument but the last is a section of the config."""
   stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
   plans = warp_plans.plans(warp=warp, reinforce=reinforce, comparisons=comparisons)
   prompt_length, settings = sampling_settings(**sampling)
@@ -91,10 +65,7 @@ def recipe(
   proxies.check(reward_model=reward_model, warm=warm, data=data)
   policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
   devices = sharding.make_mesh(mesh)
-  open_workdir(workdir, config=config, command=command)
-  with sections.call(
-    Run, checkpoints or {}, "checkpoints", directory=workdir, seed=seed, mesh=devices, show=show
-  ) as current:
+  with start.open(seed=seed, mesh=devices, checkpoints=checkpoints) as current:
     # θ_SFT
     found = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
 
@@ -149,7 +120,7 @@ def recipe(
       if eta is None:
         continue
       weights = episodes.output(plans[0], setting, plans[0].settings.num_episodes, eta)
-      policies.export(policy, weights, workdir / "models" / name)
+      policies.export(policy, weights, current.directory / "models" / name)
 
 
 def _front(

@@ -3,6 +3,7 @@
 Leaves out what a stage is (loop.py, algorithms) and the report.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from wam.checkpoints.records import FILE_NAME, CannotWrite, Records, write_atomically
+from wam.core import sections
 from wam.core.errors import BadData, ConfigError
 from wam.training import sharding
 from wam.training.interrupts import Interrupts
@@ -168,6 +170,47 @@ class Run:
 
       self._writer = SummaryWriter(str(self.directory / "tensorboard"), flush_secs=10)
     return self._writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """How a recipe was started: what it needs beside the sections of its config.
+
+  Attributes:
+    directory: the workdir; need not exist.
+    config: nested plain data (what JSON can hold).
+    command: how to run it again, for the report.
+    show: whether to show progress.
+  """
+
+  directory: pathlib.Path
+  config: Mapping[str, Any]
+  command: str = ""
+  show: bool = True
+
+  def open(
+    self, *, seed: int, mesh: Mesh | None = None, checkpoints: Mapping[str, Any] | None = None
+  ) -> Run:
+    """`open_workdir`, and the run in it. A recipe calls it after all its checks: nothing is written before.
+
+    Args:
+      seed: of the run.
+      mesh: where the training lives; default all devices along `data`.
+      checkpoints: the section "checkpoints" of the config: keywords of `Run`.
+
+    Raises:
+      ConfigError, BadData, CannotWrite: see `open_workdir`; ConfigError for keys that `Run` does not have, too.
+    """
+    section = dict(checkpoints or {})
+    given: dict[str, Any] = {
+      "directory": self.directory,
+      "seed": seed,
+      "mesh": mesh,
+      "show": self.show,
+    }
+    sections.check(Run, section, "checkpoints", given=given)
+    open_workdir(self.directory, config=self.config, command=self.command)
+    return Run(**section, **given)
 
 
 def _read_config(path: pathlib.Path) -> Any:
