@@ -18,6 +18,7 @@ import numpy as np
 from experiments.verdicts import Comparison, Finding, over_seeds
 from wam.checkpoints import records
 from wam.core.errors import BadData
+from wam.recipes import runs as recipes
 from wam.report import ledgers
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -140,7 +141,6 @@ def main(
   arguments: Sequence[str],
   *,
   directory: pathlib.Path,
-  run: Callable[..., None],
   make_config: Callable[[int], Mapping[str, Any]],
   claims: Sequence[Claim],
   draw: Callable[[Sequence[Study], pathlib.Path], None],
@@ -150,7 +150,6 @@ def main(
   Args:
     arguments: of the command line.
     directory: of the experiment; its ledger and results are written there.
-    run: the recipe.
     make_config: a seed -> the config of its run.
     claims: what is judged.
     draw: writes the figures of runs into a directory.
@@ -171,7 +170,7 @@ def main(
   workdirs = {seed: options.workdirs / f"{directory.name}-{seed}" for seed in options.seeds}
   if not options.judge_only:
     for seed, workdir in workdirs.items():
-      run(make_config(seed), workdir, command=command)
+      recipes.run(make_config(seed), workdir, command=command)
   if options.train_only:
     return 0
   runs = [read(workdir, seed=seed) for seed, workdir in workdirs.items()]

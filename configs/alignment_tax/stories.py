@@ -18,14 +18,9 @@ stopping 0.25 (0.18 to 0.33). DPO: 1.70, 1.90 and 5.62, 1.01, 1.54 and 5.21; ave
 stopping 0.42 (0.34 to 0.51). REINFORCE has not been run whole.
 """
 
-import os
+from ml_collections import ConfigDict
 
-import ml_collections
-
-HINT = (
-  "TinyStories, WikiText-2, LAMBADA and the sentence polarity data set (Rotten Tomatoes) are public; any texts and"
-  " labelled sentences of yours will do: change problem.* in the config"
-)
+from wam import base_configs
 
 # The model seldom ends a story within max_new_tokens: what is cut off is kept by every algorithm.
 ALGORITHMS = {
@@ -68,88 +63,18 @@ ALGORITHMS = {
 
 
 def get_config(algorithm="rsf"):
-  config = ml_collections.ConfigDict()
+  config = base_configs.stories()
   config.recipe = "alignment_tax"
-  config.seed = 0
-
-  config.model = ml_collections.ConfigDict()
-  # A Hugging Face directory: config.json, model.safetensors, tokenizer.json.
-  config.model.path = os.path.join(os.environ.get("WAM_DATA", ""), "stories260k", "hf")
-
-  config.problem = ml_collections.ConfigDict()
-  config.problem.kind = "files"
-  # Where the relative paths below start; None: the environment variable WAM_DATA.
-  config.problem.data_dir = ml_collections.config_dict.placeholder(str)
-
   # Positive sentences are preferred to negative ones. The control judge learns from sentences that the proxy never saw.
-  polarity = {
-    "path": "sentence-polarity/sentence_polarity.jsonl.gz",
-    "format": "labelled",
-    "shuffle_seed": 0,
-    "hint": HINT,
-  }
-  config.problem.pairs = {
-    "train": polarity | {"split": "[:45%]"},
-    "validation": polarity | {"split": "[45%:50%]"},
-  }
-  config.problem.control_pairs = {
-    "train": polarity | {"split": "[50%:95%]"},
-    "validation": polarity | {"split": "[95%:]"},
-  }
-
-  stories = {"path": "tinystories/stories.txt.gz", "separator": "<|endoftext|>", "hint": HINT}
-  prompts = stories | {"first_words": 12}
-  config.problem.prompts = {
-    "train": prompts | {"split": "[:70%]"},
-    "validation": prompts | {"split": "[70%:72%]"},
-    "test": prompts | {"split": "[72%:76%]"},
-  }
-
-  wikitext = {"heading": r" = [^=]+ = $", "hint": HINT}
-  lambada = {"path": "eval-gauntlet/lambada_openai.jsonl.gz", "hint": HINT}
-  config.problem.tasks = {
-    "tinystories": {
-      "kind": "text",
-      "validation": stories | {"split": "[90%:92%]"},
-      "test": stories | {"split": "[93%:]"},
-    },
-    "wikitext": {
-      "kind": "text",
-      "validation": wikitext | {"path": "wikitext-2/valid.txt.gz", "split": "[:5]"},
-      "test": wikitext | {"path": "wikitext-2/test.txt.gz", "split": "[:10]"},
-    },
-    "lambada": {
-      "kind": "last_word",
-      "validation": lambada | {"split": "[:100]"},
-      "test": lambada | {"split": "[200:600]"},
-    },
-  }
-
-  config.reward_model = ml_collections.ConfigDict()
-  config.reward_model.num_epochs = 3.0
-  config.reward_model.batch_size = 32
-  config.reward_model.length = 128
-  config.reward_model.optimizer = {
-    "learning_rate": 1e-3,
-    "schedule": "linear",
-    "warmup_steps": 20,
-    "weight_decay": 0.01,
-  }
-
-  config.sampling = {"prompt_length": 40, "max_new_tokens": 48, "temperature": 1.0}
+  config.problem.pairs = base_configs.polarity_pairs("[:45%]", "[45%:50%]")
+  config.problem.control_pairs = base_configs.polarity_pairs("[50%:95%]", "[95%:]")
+  config.reward_model = base_configs.polarity_reward_model()
 
   config[algorithm] = ALGORITHMS[algorithm]
 
-  config.averaging = ml_collections.ConfigDict()
+  config.averaging = ConfigDict()
   config.averaging.alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
   config.averaging.num_parts = 3
   config.averaging.part_alphas = (0.0, 0.25, 0.5, 0.75)
 
-  # Not LAMBADA: the model knows 1 word of 400, and shares of that are noise.
-  config.evaluation = {
-    "num_seeds": 3,
-    "max_length": 256,
-    "mean_of": ("tinystories", "wikitext"),
-  }
-  config.checkpoints = {"save_every_seconds": 60.0}
   return config

@@ -9,7 +9,9 @@ With another algorithm: --config configs/alignment_tax/tiny.py:ppo, :dpo or :rei
 skills. Hypervolume against the mean skill: averaging 0.213 (0.197 to 0.232), early stopping 0.224 (0.214 to 0.241).
 """
 
-import ml_collections
+from ml_collections import ConfigDict
+
+from wam import base_configs
 
 # Of one algorithm; each sees about 12 x 1024 completions, but DPO, whose pairs are given.
 ALGORITHMS = {
@@ -50,73 +52,20 @@ ALGORITHMS = {
 
 
 def get_config(algorithm="rsf"):
-  config = ml_collections.ConfigDict()
+  config = base_configs.small_world()
   config.recipe = "alignment_tax"
-  config.seed = 0
-
-  config.problem = ml_collections.ConfigDict()
-  config.problem.kind = "world"
-  config.problem.seed = 0
-  config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
-  config.problem.num_corpus = 40_000
-  config.problem.num_demonstrations = 8_000
   config.problem.num_pairs = 10_000
   config.problem.num_validation_pairs = 500
   config.problem.sharpness = 16.0
   config.problem.label_noise = 0.0
-  config.problem.num_prompts = 1_500
-  config.problem.num_items = 100
-
-  config.model = ml_collections.ConfigDict()
-  config.model.hidden_size = 96
-  config.model.intermediate_size = 256
-  config.model.num_layers = 6
-  config.model.num_heads = 4
-  config.model.tie_embeddings = True
-  # About 1 / sqrt(hidden_size): with the usual 0.02 so narrow a model needs three times as many steps.
-  config.model.initializer_range = 0.08
-  config.model.stacked = False
-
-  config.pretrain = ml_collections.ConfigDict()
-  config.pretrain.num_steps = 500
-  config.pretrain.batch_size = 80
-  config.pretrain.length = 24
-  config.pretrain.optimizer = {
-    "learning_rate": 4e-3,
-    "schedule": "cosine",
-    "warmup_steps": 50,
-    "b2": 0.98,
-    "weight_decay": 0.01,
-  }
-
-  config.sft = ml_collections.ConfigDict()
-  config.sft.num_steps = 60
-  config.sft.batch_size = 80
-  config.sft.length = 24
-  config.sft.log_every = 10
-  config.sft.optimizer = {
-    "learning_rate": 5e-4,
-    "schedule": "cosine",
-    "warmup_steps": 10,
-    "b2": 0.98,
-  }
-
-  config.reward_model = ml_collections.ConfigDict()
-  config.reward_model.num_epochs = 2.0
-  config.reward_model.batch_size = 64
-  config.reward_model.length = 24
-  config.reward_model.log_every = 25
-  config.reward_model.optimizer = {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 10}
-
-  config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}
+  config.reward_model = base_configs.small_world_reward_model()
 
   config[algorithm] = ALGORITHMS[algorithm]
 
-  config.averaging = ml_collections.ConfigDict()
+  config.averaging = ConfigDict()
   config.averaging.alphas = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
   config.averaging.num_parts = 3
   config.averaging.part_alphas = (0.0, 0.25, 0.5, 0.75)
 
   config.evaluation = {"num_seeds": 3}
-  config.checkpoints = {"save_every_seconds": 60.0}
   return config

@@ -11,14 +11,7 @@ sentences of short words. Both are z-scores on samples of the model.
 2-core x86 CPU: not run whole yet; at toy size 10 min on a busy machine.
 """
 
-import os
-
-import ml_collections
-
-HINT = (
-  "TinyStories, WikiText-2, LAMBADA and the sentence polarity data set (Rotten Tomatoes) are public; any texts and"
-  " labelled sentences of yours will do: change problem.* in the config"
-)
+from wam import base_configs
 
 # The model seldom ends a story within max_new_tokens: what is cut off is kept by every algorithm.
 ALGORITHMS = {
@@ -53,76 +46,16 @@ ALGORITHMS = {
 
 
 def get_config(algorithm="reinforce"):
-  config = ml_collections.ConfigDict()
+  config = base_configs.stories()
   config.recipe = "rewarded_soups"
-  config.seed = 0
-
-  config.model = ml_collections.ConfigDict()
-  # A Hugging Face directory: config.json, model.safetensors, tokenizer.json.
-  config.model.path = os.path.join(os.environ.get("WAM_DATA", ""), "stories260k", "hf")
-
-  config.problem = ml_collections.ConfigDict()
-  config.problem.kind = "files"
-  # Where the relative paths below start; None: the environment variable WAM_DATA.
-  config.problem.data_dir = ml_collections.config_dict.placeholder(str)
-
   # Positive sentences are preferred to negative ones.
-  polarity = {
-    "path": "sentence-polarity/sentence_polarity.jsonl.gz",
-    "format": "labelled",
-    "shuffle_seed": 0,
-    "hint": HINT,
-  }
-  config.problem.pairs = {
-    "train": polarity | {"split": "[:90%]"},
-    "validation": polarity | {"split": "[90%:]"},
-  }
+  config.problem.pairs = base_configs.polarity_pairs("[:90%]", "[90%:]")
 
-  stories = {"path": "tinystories/stories.txt.gz", "separator": "<|endoftext|>", "hint": HINT}
-  prompts = stories | {"first_words": 12}
-  config.problem.prompts = {
-    "train": prompts | {"split": "[:70%]"},
-    "validation": prompts | {"split": "[70%:72%]"},
-    "test": prompts | {"split": "[72%:76%]"},
-  }
-
-  wikitext = {"heading": r" = [^=]+ = $", "hint": HINT}
-  lambada = {"path": "eval-gauntlet/lambada_openai.jsonl.gz", "hint": HINT}
-  config.problem.tasks = {
-    "tinystories": {
-      "kind": "text",
-      "validation": stories | {"split": "[90%:92%]"},
-      "test": stories | {"split": "[93%:]"},
-    },
-    "wikitext": {
-      "kind": "text",
-      "validation": wikitext | {"path": "wikitext-2/valid.txt.gz", "split": "[:5]"},
-      "test": wikitext | {"path": "wikitext-2/test.txt.gz", "split": "[:10]"},
-    },
-    "lambada": {
-      "kind": "last_word",
-      "validation": lambada | {"split": "[:100]"},
-      "test": lambada | {"split": "[200:600]"},
-    },
-  }
-
-  reward_model = {
-    "num_epochs": 3.0,
-    "batch_size": 32,
-    "length": 128,
-    "optimizer": {
-      "learning_rate": 1e-3,
-      "schedule": "linear",
-      "warmup_steps": 20,
-      "weight_decay": 0.01,
-    },
-  }
+  reward_model = base_configs.polarity_reward_model()
   config.rewards = {
     "polarity": {"kind": "pairs", "pairs": "problem", "reward_model": reward_model},
     "readability": {"kind": "rule", "rule": "readability"},
   }
-
-  config.sampling = {"prompt_length": 40, "max_new_tokens": 48, "temperature": 1.0}
 
   config[algorithm] = ALGORITHMS[algorithm]
 
@@ -137,13 +70,6 @@ def get_config(algorithm="reinforce"):
     "plain": {"polarity": 0.2, "readability": 0.8},
   }
 
-  # Not LAMBADA: the model knows 1 word of 400, and shares of that are noise.
-  config.evaluation = {
-    "num_seeds": 3,
-    "max_length": 256,
-    "mean_of": ("tinystories", "wikitext"),
-  }
   # Standard deviations of the rewards of the model before RL; fixed, so that volumes compare between runs.
   config.fronts = {"reference": {"polarity": -1.0, "readability": -1.0}}
-  config.checkpoints = {"save_every_seconds": 60.0}
   return config

@@ -16,7 +16,7 @@ points, MOD 27.8 (26.9 to 28.8); with the 5 λ of MORL alone the soups have 0.85
 Expected utility: 0.05 (0.00 to 0.09) below MORL.
 """
 
-import ml_collections
+from wam import base_configs
 
 ALGORITHMS = {
   "reinforce": {
@@ -57,60 +57,14 @@ VARIANTS = {name: name for name in ALGORITHMS} | {
 def get_config(variant="reinforce"):
   algorithm = VARIANTS[variant]
   three = variant == "three"
-  config = ml_collections.ConfigDict()
+  config = base_configs.small_world()
   config.recipe = "rewarded_soups"
-  config.seed = 0
-
-  config.problem = ml_collections.ConfigDict()
-  config.problem.kind = "world"
-  config.problem.seed = 0
-  config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
-  config.problem.num_corpus = 40_000
-  config.problem.num_demonstrations = 8_000
   config.problem.num_pairs = 0
   config.problem.num_validation_pairs = 0
-  config.problem.num_prompts = 1_500
-  config.problem.num_items = 100
-
-  config.model = ml_collections.ConfigDict()
-  config.model.hidden_size = 96
-  config.model.intermediate_size = 256
-  config.model.num_layers = 6
-  config.model.num_heads = 4
-  config.model.tie_embeddings = True
-  # About 1 / sqrt(hidden_size): with the usual 0.02 so narrow a model needs three times as many steps.
-  config.model.initializer_range = 0.08
-  config.model.stacked = False
-
-  config.pretrain = ml_collections.ConfigDict()
-  config.pretrain.num_steps = 500
-  config.pretrain.batch_size = 80
-  config.pretrain.length = 24
-  config.pretrain.optimizer = {
-    "learning_rate": 4e-3,
-    "schedule": "cosine",
-    "warmup_steps": 50,
-    "b2": 0.98,
-    "weight_decay": 0.01,
-  }
-
-  config.sft = ml_collections.ConfigDict()
-  config.sft.num_steps = 60
-  config.sft.batch_size = 80
-  config.sft.length = 24
-  config.sft.log_every = 10
-  config.sft.optimizer = {
-    "learning_rate": 5e-4,
-    "schedule": "cosine",
-    "warmup_steps": 10,
-    "b2": 0.98,
-  }
 
   # A reply has room for some eight words; those that please the one reward do not please the others.
   names = ["warm_words", "topic_words"] + ["plain_words"] * three
   config.rewards = {name: {"kind": "world", "component": name} for name in names}
-
-  config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}
 
   config[algorithm] = ALGORITHMS[algorithm]
 
@@ -133,5 +87,4 @@ def get_config(variant="reinforce"):
   config.evaluation = {"num_seeds": 3}
   # In standard deviations of the rewards before RL; fixed, so that volumes compare between runs.
   config.fronts = {"reference": dict.fromkeys(names, -2.0)}
-  config.checkpoints = {"save_every_seconds": 60.0}
   return config

@@ -10,58 +10,24 @@ what RL with the control reward makes of it.
 2-core x86 CPU: 15 min at toy size (tests/toys.py) while much other work ran on the machine; not yet run whole.
 """
 
-import os
+from ml_collections import ConfigDict
 
-import ml_collections
-
-HINT = (
-  "TinyStories and the sentence polarity data set (Rotten Tomatoes) are public; any texts and labelled sentences of"
-  " yours will do: change problem.* in the config"
-)
+from wam import base_configs
 
 
 def get_config():
-  config = ml_collections.ConfigDict()
+  config = base_configs.stories()
   config.recipe = "warm"
-  config.seed = 0
-
-  config.model = ml_collections.ConfigDict()
-  # A Hugging Face directory: config.json, model.safetensors, tokenizer.json.
-  config.model.path = os.path.join(os.environ.get("WAM_DATA", ""), "stories260k", "hf")
-
-  config.problem = ml_collections.ConfigDict()
-  config.problem.kind = "files"
-  # Where the relative paths below start; None: the environment variable WAM_DATA.
-  config.problem.data_dir = ml_collections.config_dict.placeholder(str)
-
   # Positive sentences are preferred to negative ones. The judge learns from sentences that the members never saw.
-  polarity = {
-    "path": "sentence-polarity/sentence_polarity.jsonl.gz",
-    "format": "labelled",
-    "shuffle_seed": 0,
-    "hint": HINT,
-  }
-  config.problem.pairs = {
-    "train": polarity | {"split": "[:40%]"},
-    "validation": polarity | {"split": "[40%:50%]"},
-  }
-  config.problem.control_pairs = {
-    "train": polarity | {"split": "[50%:95%]"},
-    "validation": polarity | {"split": "[95%:]"},
-  }
-
-  stories = {"path": "tinystories/stories.txt.gz", "separator": "<|endoftext|>", "hint": HINT}
-  prompts = stories | {"first_words": 12}
-  config.problem.prompts = {
-    "train": prompts | {"split": "[:70%]"},
-    "validation": prompts | {"split": "[70%:72%]"},
-    "test": prompts | {"split": "[72%:74%]"},
-  }
+  config.problem.pairs = base_configs.polarity_pairs("[:40%]", "[40%:50%]")
+  config.problem.control_pairs = base_configs.polarity_pairs("[50%:95%]", "[95%:]")
+  config.problem.prompts.test.split = "[72%:74%]"
   config.problem.tasks = {}
+  del config.evaluation  # of policies
 
   # Fine-tuning on the stories whose openings are the prompts gives the trajectory that Baklava needs.
-  config.problem.demonstrations = stories | {"split": "[:70%]", "first_words": 12}
-  config.sft = ml_collections.ConfigDict()
+  config.problem.demonstrations = base_configs.STORIES | {"split": "[:70%]", "first_words": 12}
+  config.sft = ConfigDict()
   config.sft.num_steps = 120
   config.sft.batch_size = 16
   config.sft.length = 128
@@ -70,7 +36,7 @@ def get_config():
 
   # Learning rates for Adam; the paper's {1e-5, 4e-5, 1e-4} are for Adafactor and larger models. "start" counts the
   # checkpoints of supervised fine-tuning, -1 is the last. The first two differ in seed and order only.
-  config.warm = ml_collections.ConfigDict()
+  config.warm = ConfigDict()
   config.warm.members = (
     {"learning_rate": 1e-3, "dropout": 0.05, "start": -1},
     {"learning_rate": 1e-3, "dropout": 0.05, "start": -1},
@@ -86,23 +52,12 @@ def get_config():
   config.warm.keep_percents = (60, 70, 80, 90)
   config.warm.probe_steps = 60
   config.warm.probe_optimizer = {"learning_rate": 1e-2, "schedule": "constant"}
-  config.warm.optimizer = {
-    "learning_rate": 1e-3,
-    "schedule": "linear",
-    "warmup_steps": 20,
-    "weight_decay": 0.01,
-  }
+  config.warm.optimizer = base_configs.POLARITY_OPTIMIZER
 
-  config.control = ml_collections.ConfigDict()
-  config.control.num_epochs = 3.0
-  config.control.batch_size = 32
-  config.control.length = 128
-  config.control.optimizer = config.warm.optimizer.to_dict()
-
-  config.sampling = {"prompt_length": 40, "max_new_tokens": 48, "temperature": 1.0}
+  config.control = base_configs.polarity_reward_model()
 
   # Without a penalty: how far a proxy can be trusted is the question.
-  config.reinforce = ml_collections.ConfigDict()
+  config.reinforce = ConfigDict()
   config.reinforce.num_iterations = 12
   config.reinforce.prompts_per_iteration = 128
   config.reinforce.samples_per_prompt = 4
@@ -120,5 +75,4 @@ def get_config():
     "measure_every": 2,
     "samples_per_prompt": 2,
   }
-  config.checkpoints = {"save_every_seconds": 60.0}
   return config

@@ -17,65 +17,23 @@ run: half-way points gain 0 to 0.6 points on validation; WARM less ensemble: swa
 tuned policies -0.2 points), and smaller steps of RL.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
+
+from wam import base_configs
 
 
 def get_config(members="far"):
-  config = ml_collections.ConfigDict()
+  config = base_configs.small_world()
   config.recipe = "warm"
-  config.seed = 0
-
-  config.problem = ml_collections.ConfigDict()
-  config.problem.kind = "world"
-  config.problem.seed = 0
-  config.problem.size = {"num_names": 32, "num_values": 8, "num_pairs": 3}
-  config.problem.num_corpus = 40_000
-  config.problem.num_demonstrations = 8_000
   config.problem.num_pairs = 6_000
   config.problem.num_validation_pairs = 1_000
   config.problem.sharpness = 16.0
-  config.problem.num_prompts = 1_500
-  config.problem.num_items = 100
-
-  config.model = ml_collections.ConfigDict()
-  config.model.hidden_size = 96
-  config.model.intermediate_size = 256
-  config.model.num_layers = 6
-  config.model.num_heads = 4
-  config.model.tie_embeddings = True
-  # About 1 / sqrt(hidden_size): with the usual 0.02 so narrow a model needs three times as many steps.
-  config.model.initializer_range = 0.08
-  config.model.stacked = False
-
-  config.pretrain = ml_collections.ConfigDict()
-  config.pretrain.num_steps = 500
-  config.pretrain.batch_size = 80
-  config.pretrain.length = 24
-  config.pretrain.optimizer = {
-    "learning_rate": 4e-3,
-    "schedule": "cosine",
-    "warmup_steps": 50,
-    "b2": 0.98,
-    "weight_decay": 0.01,
-  }
-
-  config.sft = ml_collections.ConfigDict()
-  config.sft.num_steps = 60
-  config.sft.batch_size = 80
-  config.sft.length = 24
-  config.sft.log_every = 10
   # 8 k, 10 k of the paper's 12 k steps: where the trunks of Baklava come from.
   config.sft.keep_percents = (67, 83)
-  config.sft.optimizer = {
-    "learning_rate": 5e-4,
-    "schedule": "cosine",
-    "warmup_steps": 10,
-    "b2": 0.98,
-  }
 
   # Learning rates for Adam; the paper's {1e-5, 4e-5, 1e-4} are for Adafactor and larger models. "start" counts the
   # checkpoints of supervised fine-tuning, -1 is the last. The first two differ in seed and order only.
-  config.warm = ml_collections.ConfigDict()
+  config.warm = ConfigDict()
   config.warm.members = (
     {"learning_rate": 1e-3, "dropout": 0.05, "start": -1},
     {"learning_rate": 1e-3, "dropout": 0.05, "start": -1},
@@ -94,10 +52,8 @@ def get_config(members="far"):
   config.warm.probe_optimizer = {"learning_rate": 1e-2, "schedule": "constant"}
   config.warm.optimizer = {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 10}
 
-  config.sampling = {"prompt_length": 9, "max_new_tokens": 14, "temperature": 1.0}
-
   # Without a penalty: how far a proxy can be trusted is the question.
-  config.reinforce = ml_collections.ConfigDict()
+  config.reinforce = ConfigDict()
   config.reinforce.num_iterations = 12
   config.reinforce.prompts_per_iteration = 128
   config.reinforce.samples_per_prompt = 4
@@ -116,7 +72,6 @@ def get_config(members="far"):
     "measure_every": 2,
     "samples_per_prompt": 2,
   }
-  config.checkpoints = {"save_every_seconds": 60.0}
   if members == "near":
     for member in config.warm.members:
       member["learning_rate"] /= 4

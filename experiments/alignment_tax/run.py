@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 
 from experiments.alignment_tax import claims, figure, measurements, runs
-from wam.recipes import alignment_tax
+from wam.recipes import runs as recipes
 from wam.report import ledgers
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 def train(algorithm: str, seed: int, workdirs: pathlib.Path) -> None:
   """A run, or what is left of it."""
   workdir = _workdir(algorithm, seed, workdirs)
-  alignment_tax.run(runs.config(algorithm, seed), workdir, command=COMMAND)
+  recipes.run(runs.config(algorithm, seed), workdir, command=COMMAND)
 
 
 def _workdir(algorithm: str, seed: int, workdirs: pathlib.Path) -> pathlib.Path:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from experiments import studies
 from experiments.clp import claims
 from experiments.rewarded_soups import figure
-from wam.recipes import clp
 from wam.recipes.soup_models import SOUPS
 
 FAMILIES = (SOUPS, *(f"CLP {kind}" for kind in claims.KINDS))
@@ -22,7 +21,6 @@ def main(arguments: Sequence[str]) -> int:
   return studies.main(
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
-    run=clp.run,
     make_config=lambda seed: studies.config("clp/tiny.py", seed),
     claims=claims.CLAIMS,
     draw=draw,

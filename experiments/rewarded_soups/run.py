@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from experiments import studies
 from experiments.rewarded_soups import claims, figure
-from wam.recipes import rewarded_soups
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -13,7 +12,6 @@ def main(arguments: Sequence[str]) -> int:
   return studies.main(
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
-    run=rewarded_soups.run,
     make_config=lambda seed: studies.config("rewarded_soups/tiny.py", seed),
     claims=claims.CLAIMS,
     draw=figure.draw,

@@ -6,7 +6,6 @@ from typing import Any
 
 from experiments import studies
 from experiments.warm import claims, figure
-from wam.recipes import warm
 
 
 def config(seed: int) -> dict[str, Any]:
@@ -21,7 +20,6 @@ def main(arguments: Sequence[str]) -> int:
   return studies.main(
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
-    run=warm.run,
     make_config=config,
     claims=claims.CLAIMS,
     draw=figure.draw,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from experiments import studies
 from experiments.warp import claims, figure
-from wam.recipes import warp
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -13,7 +12,6 @@ def main(arguments: Sequence[str]) -> int:
   return studies.main(
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
-    run=warp.run,
     make_config=lambda seed: studies.config("warp/tiny.py", seed),
     claims=claims.CLAIMS,
     draw=figure.draw,

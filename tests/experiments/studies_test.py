@@ -203,7 +203,7 @@ def test_a_run_is_read_judged_and_written(tmp_path):
   out = tmp_path / "clp"
   out.mkdir()
   arguments = ["--judge-only", "--workdirs", str(tmp_path / "runs"), "--hardware", "some CPU"]
-  keywords = {"directory": out, "run": None, "make_config": None, "claims": clp.CLAIMS}
+  keywords = {"directory": out, "make_config": None, "claims": clp.CLAIMS}
   assert studies.main(arguments, draw=lambda *_: None, **keywords) == 0
   entries = ledgers.read(out)
   assert [e.verdict for e in entries] == ["reproduced"] * 4

@@ -11,7 +11,7 @@ from tests.toys import TINY
 from wam.checkpoints import records
 from wam.cli import configs
 from wam.core.errors import ConfigError, UnknownName
-from wam.recipes import clp, clp_variants
+from wam.recipes import clp_variants, runs
 from wam.training import sharding
 
 # Of those, the ones that this recipe has.
@@ -93,7 +93,7 @@ def toy_config():
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   directory = tmp_path_factory.mktemp("clp") / "run"
-  clp.run(toy_config(), directory, command="wam run", show=False)
+  runs.run(toy_config(), directory, command="wam run", show=False)
   return directory
 
 
@@ -143,11 +143,11 @@ def test_run_again_and_killed_it_ends_the_same(workdir, tmp_path):
   before = comparable(workdir)
   copy = tmp_path / "run"
   shutil.copytree(workdir, copy)
-  clp.run(toy_config(), workdir, command="wam run", show=False)
+  runs.run(toy_config(), workdir, command="wam run", show=False)
   assert comparable(workdir) == before
   lines = (copy / "records.jsonl").read_text().splitlines(keepends=True)
   ends = [i for i, line in enumerate(lines) if json.loads(line)["kind"] == "samples"]
   cut = ends[len(ends) // 2]
   (copy / "records.jsonl").write_text("".join(lines[: cut + 1]) + lines[cut + 1][:20])
-  clp.run(toy_config(), copy, command="wam run", show=False)
+  runs.run(toy_config(), copy, command="wam run", show=False)
   assert comparable(copy) == before

@@ -19,7 +19,7 @@ from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.merging.averages import lerp
 from wam.recipes import adaptive as adaptive_averages
-from wam.recipes import fronts, points, policies, problems, reward_models, stages, tuning
+from wam.recipes import fronts, panels, points, policies, problems, reward_models, stages, tuning
 from wam.training import sharding
 from wam.training.workdir import Start
 
@@ -81,7 +81,7 @@ def recipe(
     comparisons=comparisons,
   )
   sections.check(candidates, averaging, "averaging", given=["params", "plans"])
-  sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
+  panels.check(evaluation)
   data = problems.make(problem)
   policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
   tuning.check(plans, policy, data, sampling)
@@ -110,23 +110,18 @@ def recipe(
       ]
 
     # what it bought and what it cost
-    panels = [
-      points.make_panel(
-        policy=policy,
-        reference=reference,
-        data=data,
-        split=split,
-        scorers=rewards.scorers,
-        run=current,
-        sampling=sampling,
-        **evaluation,
-      )
-      for split in problems.SPLITS[1:]
-    ]
-    points.describe(panels[-1], current)
+    both = panels.make_panels(
+      data=data,
+      evaluation=evaluation,
+      policy=policy,
+      reference=reference,
+      scorers=rewards.scorers,
+      run=current,
+      sampling=sampling,
+    )
 
     make = functools.partial(weights, tuned=tuned, setting=setting)
-    points.measure(models, panels, current, weights=make)
+    points.measure(models, both, current, weights=make)
     families = dict.fromkeys([STOPPED, AVERAGED, PARTWISE, *(model.family for model in models)])
     fronts.write(current, families=[f for f in families if f != INIT], anchor=INIT)
     best = fronts.select(current, families=(AVERAGED, PARTWISE), before=INIT, after=AFTER)

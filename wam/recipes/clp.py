@@ -23,7 +23,7 @@ from wam.evaluation.statistics import percentile_interval
 from wam.models.conditioning import Conditioning
 from wam.recipes import (
   clp_variants,
-  points,
+  panels,
   policies,
   problems,
   reward_specs,
@@ -34,7 +34,7 @@ from wam.recipes import (
   tuning,
 )
 from wam.recipes.clp_variants import Point, Variant
-from wam.recipes.points import Panel
+from wam.recipes.panels import Panel
 from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs
 from wam.training import sharding
 from wam.training.workdir import Run, Start
@@ -76,7 +76,7 @@ def recipe(
   mixed: list[Lambda] = []
   if morl is not None:
     mixed = sections.call(soup_models.grid, morl, "morl", names=names, where="morl")
-  sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
+  panels.check(evaluation)
   every = soup_models.runs(
     names, algorithm="reinforce", section=reinforce, mitigation={}, mixtures=mixed, adapters=None
   )
@@ -110,11 +110,17 @@ def recipe(
     found = {v.kind: clp_variants.train(v, setting, scorers) for v in trained}
 
     # what each preference is worth
-    panels = soup_points.make_panels(
-      policy, reference, data, current, scorers=scorers, sampling=sampling, evaluation=evaluation
+    both = panels.make_panels(
+      data=data,
+      evaluation=evaluation,
+      validation_skills=False,
+      policy=policy,
+      reference=reference,
+      scorers=scorers,
+      run=current,
+      sampling=sampling,
     )
-    points.describe(panels[-1], current)
-    reads = {kind: [steered_panel(p, how) for p in panels] for kind, how in steered.items()}
+    reads = {kind: [steered_panel(p, how) for p in both] for kind, how in steered.items()}
     soup_weights = soup_models.Weights(setting)
     mixes = {kind: jax.jit(how.weights) for kind, how in steered.items()}
 
@@ -133,7 +139,7 @@ def recipe(
       current,
       names=names,
       weights=weights,
-      panels=lambda p: panels if isinstance(p, Candidate) else reads[p.variant.kind],
+      panels=lambda p: both if isinstance(p, Candidate) else reads[p.variant.kind],
     )
     soup_fronts.write(current, names=names, settings=settings, preferences={})
     write_compute(current, every, trained, found, reinforce, reference)

@@ -11,7 +11,7 @@ import numpy as np
 from wam.checkpoints import records
 from wam.evaluation import metrics, pareto
 from wam.evaluation.statistics import percentile_interval
-from wam.recipes.points import MEAN
+from wam.recipes.panels import MEAN
 from wam.training.workdir import Run
 
 STAGE = "fronts"

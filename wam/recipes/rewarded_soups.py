@@ -19,7 +19,7 @@ from wam.core.errors import ConfigError
 from wam.evaluation import simplex
 from wam.models.policy_mixture import PolicyMixture
 from wam.recipes import (
-  points,
+  panels,
   policies,
   problems,
   reward_specs,
@@ -85,7 +85,7 @@ def recipe(
     decoding=decoding,
     personalised=personalised,
   )
-  sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
+  panels.check(evaluation)
   data = problems.make(problem)
   reward_specs.check(rewards, data=data)
   policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
@@ -116,18 +116,24 @@ def recipe(
     train(every, setting, scorers)
 
     # what each λ is worth
-    panels = soup_points.make_panels(
-      policy, reference, data, current, scorers=scorers, sampling=sampling, evaluation=evaluation
+    both = panels.make_panels(
+      data=data,
+      evaluation=evaluation,
+      validation_skills=False,
+      policy=policy,
+      reference=reference,
+      scorers=scorers,
+      run=current,
+      sampling=sampling,
     )
-    points.describe(panels[-1], current)
-    mixed = [soup_points.decoding_panel(panel, decoder) for panel in panels]
+    mixed = [soup_points.decoding_panel(panel, decoder) for panel in both]
     weights = soup_models.Weights(setting)
     soup_points.measure(
       models,
       current,
       names=names,
       weights=weights,
-      panels=lambda model: mixed if model.decoded else panels,
+      panels=lambda model: mixed if model.decoded else both,
     )
     chosen = soup_fronts.write(current, names=names, settings=settings, preferences=users)
     export(chosen, every, weights, policy, current.directory / "models")

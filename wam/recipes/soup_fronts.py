@@ -14,7 +14,7 @@ from wam.checkpoints import records
 from wam.core.errors import ConfigError, unknown_name
 from wam.evaluation import pareto, simplex
 from wam.evaluation.statistics import check_level, percentile_interval
-from wam.recipes import soup_points
+from wam.recipes import panels, soup_points
 from wam.recipes.soup_models import INIT, MORL, SOUPS, name_of
 from wam.training.workdir import Run
 
@@ -235,7 +235,7 @@ def _write_connectivity(run: Run, table: Table, names: Sequence[str]) -> None:
     for weights, gap in zip(lambdas, gaps, strict=True):
       if weights.max() == 1:
         continue
-      halves = {n: soup_points.half_width(g[None]) for n, g in zip(names, gap, strict=True)}
+      named = dict(zip(names, gap, strict=True))
       _log(
         run,
         "connectivity",
@@ -243,8 +243,8 @@ def _write_connectivity(run: Run, table: Table, names: Sequence[str]) -> None:
         family=family,
         label=f"λ = {name_of(weights)}",
         x={f"lambda_{n}": float(v) for n, v in zip(names, weights, strict=True)},
-        values={n: float(g.mean()) for n, g in zip(names, gap, strict=True)},
-        halves=halves,
+        values={n: float(g.mean()) for n, g in named.items()},
+        halves={n: panels.half_width(g[None]) for n, g in named.items() if len(g) > 1},
       )
       step += 1
 

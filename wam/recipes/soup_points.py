@@ -6,72 +6,21 @@ models there are (soup_models.py) and what follows (soup_fronts.py).
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wam.checkpoints import records
 from wam.core.types import Params
-from wam.evaluation import metrics
-from wam.evaluation.divergence import kl_to_reference
-from wam.generation.sampling import Samples, generate
 from wam.models import logit_mixture
 from wam.models.policy_mixture import PolicyMixture
-from wam.recipes import points, problems
-from wam.recipes.points import Panel
-from wam.recipes.policies import Policy
-from wam.recipes.problems import Problem
-from wam.rewards.scorers import RolloutScorer
-from wam.training import sharding
-from wam.training.progress import Progress
+from wam.recipes.panels import Measured, Panel, rounded, walk
 from wam.training.workdir import Run
 
 STUDY = "front"
 KINDS = ("measurement", "samples")
-NUM_TEXTS = 4
-# Half the width of a 95 % interval of a mean, in standard errors.
-NORMAL = 1.959964
-
-
-def make_panels(
-  policy: Policy,
-  reference: Params,
-  data: Problem,
-  run: Run,
-  *,
-  scorers: Mapping[str, RolloutScorer],
-  sampling: Mapping[str, Any],
-  evaluation: Mapping[str, Any],
-) -> list[Panel]:
-  """One for validation, which only chooses λ and has no skills, and one for test.
-
-  Args:
-    policy, reference, data, run, scorers, sampling: as in `points.make_panel`.
-    evaluation: further keywords of it.
-  """
-  found = []
-  for split in problems.SPLITS[1:]:
-    keywords, content = dict(evaluation), data
-    if split == "validation":
-      keywords.pop("mean_of", None)
-      content = dataclasses.replace(data, tasks={**data.tasks, split: []})
-    found.append(
-      points.make_panel(
-        policy=policy,
-        reference=reference,
-        data=content,
-        split=split,
-        scorers=scorers,
-        run=run,
-        sampling=sampling,
-        **keywords,
-      )
-    )
-  return found
 
 
 def decoding_panel(panel: Panel, model: PolicyMixture) -> Panel:
@@ -125,20 +74,14 @@ def measure(
   Raises:
     Interrupted: after SIGTERM, once the model at hand is measured.
   """
-  began = time.monotonic()
-  done = _measured(run, len(models))
-  progress = Progress(STUDY, len(models), start=done, enabled=run.show)
-  with progress:
-    for number, model in enumerate(models):
-      if number < done:
-        continue
-      found = _known(run, model.identity) or _measure_all(panels(model), weights(model))
-      _write(run, model, found, number=number, names=names)
-      progress.update(number + 1, found[-2].get("values", {}))
-      run.interrupts.check(f"{STUDY} after model {number + 1} of {len(models)}, which is recorded")
-  if done < len(models):
-    seconds = time.monotonic() - began
-    run.log({"seconds": seconds}, kind="stage", stage=STUDY, step=len(models))
+
+  def record(number: int, model: Model) -> Mapping[str, float]:
+    found = _known(run, model.identity) or _fields(panels(model), weights(model))
+    _write(run, model, found, number=number, names=names)
+    shown: Mapping[str, float] = found[-2].get("values", {})
+    return shown
+
+  walk(models, run, STUDY, done=_measured(run, len(models)), record=record)
 
 
 def _write(
@@ -182,77 +125,28 @@ def _own(record: Mapping[str, Any]) -> bool:
   return record["kind"] in KINDS and record["stage"] == STUDY
 
 
-def _measure_all(panels: Sequence[Panel], params: Params) -> list[dict[str, Any]]:
-  """The fields of a model's records: a measurement a panel, and samples of the last panel."""
-  fields, samples = [], None
-  for panel in panels:
-    values, samples = _measure(panel, params)
-    fields.append(values)
-  assert samples is not None
-  return [*fields, _texts(panels[-1], samples)]
-
-
-def _measure(panel: Panel, params: Params) -> tuple[dict[str, Any], Samples]:
-  """The fields of a measurement, and the samples of the first seed.
+def _fields(panels: Sequence[Panel], params: Params) -> list[dict[str, Any]]:
+  """The fields of a model's records: a measurement a panel, and samples of the last panel.
 
   "items" holds the rewards of prompts, [S, N] of S sampling seeds and N prompts, which can be resampled.
   """
-  policy = panel.policy
-  items: dict[str, list[np.ndarray]] = {name: [] for name in panel.scorers}
-  kls, lengths, first = [], [], None
-  for key in panel.keys:
-    drawn = generate(policy.model, params, *panel.prompts, key, **panel.settings)
-    host = jax.tree.map(lambda x: x[: panel.num_prompts], sharding.fetch(drawn))
-    first = host if first is None else first
-    arrays = (host.prompt_tokens, host.prompt_mask, host.completions, host.completion_mask)
-    for name, score in panel.scorers.items():
-      items[name].append(score(*arrays))
-    kls.append(kl_to_reference(policy.model, params, panel.reference, host).per_sequence)
-    lengths.append(host.completion_mask.sum(axis=1))
-  assert first is not None
-  per_prompt = {f"reward_{name}": np.array(values) for name, values in items.items()}
-  per_prompt |= {"kl": np.array(kls), "length": np.array(lengths)}
-  values = {name: float(x.mean(dtype=np.float64)) for name, x in per_prompt.items()}
-  fields = {
-    "split": panel.split,
-    "values": values | _skills(panel, params),
-    "halves": {name: half_width(x) for name, x in per_prompt.items()},
-    "seeds": len(panel.keys),
-    "items": {n: np.round(np.array(x), points.DIGITS).tolist() for n, x in items.items()},
-  }
-  return fields, first
+  measured = [panel.measure(params) for panel in panels]
+  fields: list[dict[str, Any]] = [
+    {
+      "split": panel.split,
+      "values": found.values() | _skills(found),
+      "halves": found.halves(),
+      "seeds": len(panel.keys),
+      "items": rounded({name: found.rows[f"reward_{name}"] for name in panel.scorers}),
+    }
+    for panel, found in zip(panels, measured, strict=True)
+  ]
+  last = panels[-1]
+  return [*fields, {"split": last.split} | last.texts(measured[-1].samples)]
 
 
-def half_width(values: np.ndarray) -> float:
-  """Of the 95 % interval of the mean of [S, N]: a prompt, with all its seeds, is the unit that was drawn."""
-  means = np.asarray(values, np.float64).mean(axis=0)
-  return float(NORMAL * means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
-
-
-def _skills(panel: Panel, params: Params) -> dict[str, float]:
+def _skills(found: Measured) -> dict[str, float]:
   """Scores by task, and "skills": the mean share of what θ_0 has, where it has something of each."""
-  if not panel.skills:
-    return {}
-  scores = [task.evaluate(panel.policy.model, params) for task in panel.skills]
-  found = {score.name: float(score.value) for score in scores}
-  counted = [i for i, counts in enumerate(panel.in_mean) if counts]
-  retained = metrics.retained(
-    np.array([scores[i].value for i in counted]),
-    np.array([panel.before[i].value for i in counted]),
-    [scores[i].metric in metrics.LOSSES for i in counted],
-  )
-  return found | ({"skills": float(retained)} if np.isfinite(retained) else {})
-
-
-def _texts(panel: Panel, samples: Samples) -> dict[str, Any]:
-  """The fields of a record of samples: the first prompts, and what followed."""
-
-  def texts(tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-    rows = zip(tokens[:NUM_TEXTS], mask[:NUM_TEXTS], strict=True)
-    return [panel.policy.decode(row[real].tolist()) for row, real in rows]
-
-  return {
-    "split": panel.split,
-    "prompts": texts(np.asarray(samples.prompt_tokens), np.asarray(samples.prompt_mask)),
-    "completions": texts(np.asarray(samples.completions), np.asarray(samples.completion_mask)),
-  }
+  scores = {score.name: float(score.value) for score in found.scores}
+  share = {"skills": found.retained} if scores and np.isfinite(found.retained) else {}
+  return scores | share

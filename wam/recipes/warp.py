@@ -17,7 +17,7 @@ from wam.data import encoding
 from wam.recipes import (
   fronts,
   kl_fronts,
-  points,
+  panels,
   policies,
   policy_points,
   problems,
@@ -57,7 +57,7 @@ def recipe(
   prompt_length, settings = sampling_settings(**sampling)
   for plan in plans:
     plan.check(settings)
-  sections.check(points.make_panel, evaluation, "evaluation", given=points.GIVEN)
+  panels.check(evaluation)
   sections.check(_front, front or {}, "front")
   measure_every, limit, budgets = _front(**(front or {}))
   models = warp_plans.candidates(plans, measure_every=measure_every)
@@ -91,23 +91,18 @@ def recipe(
       episodes.train(plan, setting)
 
     # what they are worth
-    panels = [
-      points.make_panel(
-        policy=policy,
-        reference=found.reference,
-        data=data,
-        split=split,
-        scorers=scorers,
-        run=current,
-        sampling=sampling,
-        **evaluation,
-      )
-      for split in problems.SPLITS[1:]
-    ]
-    points.describe(panels[-1], current)
-    policy_points.measure(models, panels, current, weights=lambda m: m.make(setting))
+    both = panels.make_panels(
+      data=data,
+      evaluation=evaluation,
+      policy=policy,
+      reference=found.reference,
+      scorers=scorers,
+      run=current,
+      sampling=sampling,
+    )
+    policy_points.measure(models, both, current, weights=lambda m: m.make(setting))
     families = [f for f in dict.fromkeys(m.family for m in models) if f != INIT]
-    if panels[-1].skills:
+    if both[-1].skills:
       fronts.write(current, families=families, anchor=INIT)
     kl_fronts.write(current, lines=lines(models), anchor=INIT, limit=limit, budgets=budgets)
 
