@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from wam.report.palette import ranked_styles
 
@@ -51,11 +52,11 @@ def draw(panels: Sequence[Panel], path: pathlib.Path, *, main: str | None = None
         else {"lw": 0.7, "alpha": 0.6}
       )
       for x, y in lines:
-        (handle,) = axes.plot(x, y, **own, **look)
+        axes.plot(x, y, **own, **look)
       if panel.mean and not alone:
         middle = np.mean([y for _, y in lines], axis=0)
-        (handle,) = axes.plot(lines[0][0], middle, lw=2.2, **look)
-      handles[family] = handle
+        axes.plot(lines[0][0], middle, lw=2.2, **look)
+      handles[family] = Line2D([], [], **own | {"lw": 2.2, "alpha": 1}, **look)
     if panel.log:
       axes.set_xscale("log")
     axes.set_title(panel.title, loc="left", fontsize=10)
@@ -63,8 +64,6 @@ def draw(panels: Sequence[Panel], path: pathlib.Path, *, main: str | None = None
     axes.set_ylabel(panel.up, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-  for handle in handles.values():
-    handle.set_alpha(1)
   figure.legend(
     handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9
   )

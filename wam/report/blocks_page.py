@@ -210,9 +210,9 @@ def _text(text: str) -> Any:
 
 
 def _rich_table(block: Table, title: str) -> Any:
-  from rich.table import Table as RichTable
+  from wam.report.fitted_table import FittedTable
 
-  table = RichTable(title=_text(title), title_justify="left")
+  table = FittedTable(title=_text(title), title_justify="left")
   for i, head in enumerate(block.heads):
     table.add_column(_text(head), justify="left" if i < block.num_texts else "right")
   for row in block.rows:

@@ -72,13 +72,14 @@ def front_table(records: Sequence[Record], *, every_point: bool = True) -> "Tabl
     every_point: also the points between the ends; else only the ends and the selected average.
   """
   from rich.markup import escape
-  from rich.table import Table
+
+  from wam.report.fitted_table import FittedTable
 
   points = collect(records)
   between, selection = fronts.ends(points.shown), fronts.select(points, records)
   names = [c for c in value_columns(points) if c[0] != "length"]
   skills = {skill.name for skill in points.skills}
-  table = Table(
+  table = FittedTable(
     title=f"Evaluated models, means over sampling seeds ({escape(points.split)} split)",
     title_justify="left",
     caption_justify="left",
