@@ -16,6 +16,22 @@ jax.config.update("jax_num_cpu_devices", 8)
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
+# Compiled as users compile: the merging engine, and tests that compare the bits of programs that differ. In all others
+# most optimisations are off, which takes a third of the time.
+OPTIMISED = (
+  "algorithms/clp_test.py",
+  "algorithms/reward_model_population_test.py",
+  "benchmarks",
+  "core",
+  "merging",
+  "models/conditioning_test.py",
+  "recipes/warp_episodes_test.py",
+  "streaming",
+  "training/population_test.py",
+  "training/resume_test.py",
+)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
   """Many tests compile the same programs: a run that is killed and resumed, and the one it is compared with.
@@ -24,6 +40,18 @@ def compiled_programs(tmp_path_factory):
   """
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request):
+  """Sets how the programs of a test file are compiled; see `OPTIMISED`. `make slow` compiles all of them fully."""
+  tests = REPOSITORY / "tests"
+  path = request.path.relative_to(tests).as_posix() if request.path.is_relative_to(tests) else ""
+  quick = not path.startswith(OPTIMISED) and "not slow" in request.config.option.markexpr
+  if quick != jax.config.values["jax_disable_most_optimizations"]:
+    # Programs of the file before, compiled the other way.
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture
