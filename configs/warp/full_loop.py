@@ -4,10 +4,11 @@ Ramé et al. 2024: WARM (arXiv 2401.12187) and WARP (arXiv 2406.16768).
 
 wam run --config configs/warp/full_loop.py --workdir runs/full_loop
 
-2-core x86 CPU: 10 min of processor time, 14 min on one core beside other work. One run (seed 0): WARM of six is right on
-73.0 % of the validation pairs, its members on 74.2 to 75.8 %; WARP takes gold from 0.375 ± 0.021 to 0.516 ± 0.025 at 5.9
-nats in its third episode (by η = 0.5, chosen on validation, 0.462 ± 0.024 at 1.0). Plain runs of as many iterations have
-the larger front once they are interpolated towards the start: hypervolume 0.46 (0.38 to 0.53) against 0.29 (0.22 to 0.37).
+2-core x86 CPU: 10 min of processor time, 14 min on one core beside other work. One run (seed 0): WARM of six is right
+on 73.0 % of the validation pairs, its members on 74.2 to 75.8 %; WARP takes gold from 0.375 ± 0.021 to 0.516 ± 0.025
+at 5.9 nats in its third episode (by η = 0.5, chosen on validation, 0.462 ± 0.024 at 1.0). Plain runs of as many
+iterations have the larger front once they are interpolated towards the start: hypervolume 0.46 (0.38 to 0.53) against
+0.29 (0.22 to 0.37).
 """
 
 import importlib.util

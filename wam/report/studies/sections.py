@@ -168,7 +168,7 @@ def others(points: Sequence[Measurement], known: Collection[str]) -> list[Sectio
 
 
 def cosines(records: Sequence[Record]) -> Table | None:
-  """The records of kind "cosines": cosines of task vectors, one row a stage."""
+  """The records of kind "cosines": cosines of task vectors, one row a merge."""
   found = of_kind(records, "cosines")
   if not found:
     return None
@@ -176,7 +176,8 @@ def cosines(records: Sequence[Record]) -> Table | None:
   rows = []
   for record in found:
     values = numbers(record["values"])
-    title = " ".join(str(record[k]) for k in ("stage", "family", "label") if record.get(k))
+    title = ", ".join(str(record[k]) for k in ("family", "label") if record.get(k))
+    title = title or str(record["stage"])
     cells = [Cell(_cosine(values.get(n)), "", values.get(n, "")) for n in names]
     rows.append([text_cell(title.replace("_", " ")), *cells])
   return Table(["task vectors", *(n.replace("_", " ") for n in names)], rows, 1)
