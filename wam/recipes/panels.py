@@ -75,9 +75,7 @@ class Panel:
   skills: Sequence[tasks.Prepared]
   before: Sequence[tasks.TaskScore]  # of the reference
   in_mean: Sequence[bool]  # whether each skill counts in the mean
-  prompts: tuple[
-    jax.Array, jax.Array
-  ]  # tokens, mask: [P, T], filled up to a multiple of the devices
+  prompts: tuple[jax.Array, jax.Array]  # tokens, mask: [P, T]; P a multiple of the devices
   num_prompts: int  # that count
   settings: Mapping[str, Any]  # of `generate`
   keys: tuple[jax.Array, ...]  # one a sampling seed
@@ -138,13 +136,19 @@ def make_panel(
   """Tokenises prompts and tasks.
 
   Args:
-    policy: model and tokenizer. reference: θ_0, which the KL is measured to. data: prompts and tasks. split:
-    "validation" or "test". scorers: rewards by name. run: the open workdir. sampling: the section "sampling";
-    completions are drawn with it. num_seeds: sampling seeds on the test split; the validation split, which only
-    selects, has one. num_prompts: at most so many prompts; default all. batch_size: rows of the tasks at a time.
-    max_length: tokens of a task's prompt; longer ones keep their right end. mean_of: the skills that the mean is
-    over; default all. Leave out one that the model does not have: a share of a score
-      near zero is noise.
+    policy: model and tokenizer.
+    reference: θ_0, which the KL is measured to.
+    data: prompts and tasks.
+    split: "validation" or "test".
+    scorers: rewards by name.
+    run: the open workdir.
+    sampling: the section "sampling"; completions are drawn with it.
+    num_seeds: sampling seeds on the test split; the validation split, which only selects, has one.
+    num_prompts: at most so many prompts; default all.
+    batch_size: rows of the tasks at a time.
+    max_length: tokens of a task's prompt; longer ones keep their right end.
+    mean_of: the skills that the mean is over; default all. Leave out one that the model does not have: a share of a
+      score near zero is noise.
 
   Raises:
     UnknownName: if `mean_of` names a task that does not exist.
