@@ -44,5 +44,6 @@ def get_config():
   }
 
   config.grid = {"intervals": 10}
+  config.preferences = {"balanced": {"polarity": 0.5, "reading_ease": 0.5}}
   config.evaluation = {"num_seeds": 3, "max_length": 256}
   return config

@@ -45,5 +45,6 @@ def get_config():
   }
 
   config.grid = {"intervals": 10}
+  config.preferences = {"balanced": dict.fromkeys(names, 0.5)}
   config.evaluation = {"num_seeds": 3}
   return config

@@ -8,8 +8,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.toys import TINY
+from wam import pretrained
 from wam.checkpoints import records
 from wam.cli import configs
+from wam.core import trees
 from wam.core.errors import ConfigError, UnknownName
 from wam.recipes import clp_variants, runs
 from wam.training import sharding
@@ -104,6 +106,20 @@ def comparable(directory):
     if record.get("study") == "compute":
       record["values"].pop("seconds")
   return sorted(json.dumps(record, sort_keys=True) for record in found)
+
+
+@pytest.mark.slow
+def test_policies_of_given_preferences_are_plain_models(workdir):
+  """Half of each reward lies half-way between one and the other, where all weights are conditioned."""
+  left = workdir / "models"
+  names = ("warm_words", "topic_words", "balanced")
+  assert {d.name for d in left.iterdir()} == {
+    f"{k}_{n}" for k in ("full", "attention") for n in names
+  }
+  first, second, middle = (trees.flatten(pretrained.load(left / f"full_{n}").params) for n in names)
+  for leaf, value in middle.items():
+    np.testing.assert_allclose(value, (first[leaf] + second[leaf]) / 2, rtol=1e-5, atol=1e-7)
+  assert any((first[leaf] != second[leaf]).any() for leaf in first)
 
 
 @pytest.mark.slow

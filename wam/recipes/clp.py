@@ -5,7 +5,8 @@ The stages, each resumable: pre-training and supervised fine-tuning (where the c
 (rewarded soups); and one run of CLP for each kind of conditioning, which draws as many completions as those runs
 together and has their ratio of KL to reward. Every policy is measured over a grid of preferences that training never
 saw: rewards, KL to θ_0, length, skills, completions; from these follow fronts with hypervolumes and expected utility,
-and how much they differ from those of the soups.
+and how much they differ from those of the soups. Policies that are plain models once the preference is given ("full",
+"attention") are left as Hugging Face directories in `models/`: for each reward alone, and for given users.
 """
 
 import dataclasses
@@ -54,6 +55,7 @@ def recipe(
   sampling: Mapping[str, Any],
   evaluation: Mapping[str, Any],
   morl: Mapping[str, Any] | None = None,
+  preferences: Mapping[str, Mapping[str, float]] | None = None,
   fronts: Mapping[str, Any] | None = None,
   pretrain: Mapping[str, Any] | None = None,
   sft: Mapping[str, Any] | None = None,
@@ -65,13 +67,18 @@ def recipe(
 
   Those that are this recipe's own: "reinforce": of the runs that are averaged; "clp", see `clp_variants`; "grid", the
   preferences that are measured, and "morl", mixtures that have a run each (none without it): keys of
-  `soup_models.grid`; "rewards", see `reward_specs`; "fronts": fields of `soup_fronts.Settings`.
+  `soup_models.grid`; "preferences": w by reward, by the name of a user, whose policies are written; "rewards", see
+  `reward_specs`; "fronts": fields of `soup_fronts.Settings`.
   """
   stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
   reward_specs.check(rewards, least=2)
   names = list(rewards)
   settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
   settings.check(names)
+  alone = dict(zip(names, np.eye(len(names)).tolist(), strict=True))
+  users = {
+    user: simplex.check(w, names, f"preferences.{user}") for user, w in (preferences or {}).items()
+  }
   shares = sections.call(soup_models.grid, grid, "grid", names=names, where="grid")
   mixed: list[Lambda] = []
   if morl is not None:
@@ -142,6 +149,12 @@ def recipe(
       panels=lambda p: both if isinstance(p, Candidate) else reads[p.variant.kind],
     )
     soup_fronts.write(current, names=names, settings=settings, preferences={})
+    for kind, how in steered.items():
+      if how.model != policy.model:
+        continue  # read with its preference
+      for name, w in (alone | users).items():
+        params = mixes[kind](found[kind], np.asarray(w, np.float32))
+        policies.export(policy, params, current.directory / "models" / f"{kind}_{name}")
     write_compute(current, every, trained, found, reinforce, reference)
     write_comparison(current, names, settings, kl_coef=reinforce.get("kl_coef", 0.1))
 
