@@ -14,8 +14,8 @@ from wam.report.records import Record, finite, of_kind
 def number(value: float | None) -> str:
   """Writes a number with as many digits as a reader wants.
 
-  >>> number(0.4567), number(0.0123), number(-3.0), number(1234.5), number(None)
-  ('0.46', '0.012', '−3.00', '1234', '–')
+  >>> number(0.4567), number(0.0123), number(-3.0), number(123.4), number(500.0), number(1234.5), number(None)
+  ('0.46', '0.012', '−3.00', '123.4', '500', '1234', '–')
   """
   if value is None:
     return "–"
@@ -204,6 +204,8 @@ def _against_early_stopping(comparison: fronts.Comparison | None) -> str:
 
 def _decimals(value: float) -> int:
   size = abs(value)
+  if size >= 100 and float(value).is_integer():
+    return 0
   return 0 if size >= 1000 else 1 if size >= 100 else 3 if 0.0005 <= size < 0.0995 else 2
 
 
