@@ -7,7 +7,13 @@ wam run --config configs/warp/full_loop_stories.py --workdir runs/full_loop_stor
 As stories.py, but the proxy reward is the average of four reward models trained on human-labelled sentences, and the
 comparisons are two plain runs at the same compute. There is no fine-tuning: the model tells stories already.
 
-2-core x86 CPU: not run whole yet.
+2-core x86 CPU: 25 min of processor time, 51 min on one core beside other work. One run (seed 0, bars over prompts and
+3 sampling seeds): WARM of four is right on 71.8 % of 227 held-out pairs, its members on 73.1 to 76.7 %. WARP takes
+the control reward from -0.04 to 1.29, 1.86 and 2.12 (± 0.13) in its episodes, at 14.6, 18.5 and 27.5 nats; by η =
+0.5, chosen on validation, 1.15 ± 0.14 at 6.6 with 97 % of the skills. Here task vectors are nearly orthogonal
+(cosines of 0.09 to 0.10, as in the paper), and WARP is ahead of both runs of as many iterations: control reward
+within 2, 5, 10 and 15 nats 0.68, 1.03, 1.46, 1.74, against 0.44, 0.86, 1.20, 1.61 for the better of them,
+interpolated or not; hypervolume 15.9 (14.3 to 17.9) against 11.7 (10.7 to 13.7).
 """
 
 import importlib.util
