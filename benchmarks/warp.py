@@ -5,8 +5,9 @@ python benchmarks/warp.py [--sizes 8m 1b] [--members 2 6] [--rounds 5] [--quick]
 Merges, in bfloat16 (the EMA in float32, as it must be): the step of an EMA, SLERP of two task vectors (a group a
 layer), and LITI, each one jitted program over the whole tree. "copy" adds nothing and multiplies nothing: it reads and
 writes as many bytes as the merge must (all inputs once, the output once), by NumPy in as many threads as there are
-cores. GB/s count those bytes, so that 1.0 x copy is what memory allows; SLERP reads its inputs twice, once for the
-angles. In turns, in one process, after a first call each.
+cores, into new memory where the merge makes a new tree (SLERP, LITI), in place where it does not (EMA). GB/s count
+those bytes, so that 1.0 x copy is what memory allows; SLERP reads its inputs again for the angles. In turns, in one
+process, after a first call each.
 
 Rollouts: 32 prompts of 32 tokens, 64 new ones, for each of M policies of 8 M parameters in float32; by M calls of
 `generate`, or by one program over stacked policies (`jax.vmap`).
@@ -54,22 +55,29 @@ def made(shapes: Any, seed: int, dtype: Any) -> Any:
   return trees.unflatten({n: leaf(i, x.shape) for i, (n, x) in enumerate(flat.items())})
 
 
-def copier(bytes_read: int, bytes_written: int) -> Callable[[], None]:
-  """Reads so many bytes and writes so many, in one thread a core, through buffers of at most 1 GiB."""
+def copier(bytes_read: int, bytes_written: int, *, in_place: bool) -> Callable[[], None]:
+  """Reads so many bytes, by passes over at most 1 GiB, and writes so many, in one thread a core."""
   threads = os.cpu_count() or 1
   pool = ThreadPoolExecutor(threads)
-  passes = -(-bytes_read // 2**30)
-  size, written = (x // (8 * passes) for x in (bytes_read, bytes_written))
-  source, target = np.ones(size), np.ones(written)
-  shares = np.linspace(0, written, threads + 1).astype(int)
-  rest = np.linspace(written, size, threads + 1).astype(int)
+  source = np.ones(2**27)
+  kept = np.ones(bytes_written // 8) if in_place else None
+  read = np.linspace(0, bytes_read // 8, threads + 1).astype(int)
+  written = np.linspace(0, bytes_written // 8, threads + 1).astype(int)
 
-  def piece(i: int) -> None:
-    for _ in range(passes):
-      target[shares[i] : shares[i + 1]] = source[shares[i] : shares[i + 1]]
-      source[rest[i] : rest[i + 1]].max(initial=0.0)
+  def piece(i: int, target: np.ndarray) -> None:
+    own, rest = target[written[i] : written[i + 1]], read[i + 1] - read[i]
+    for start in range(0, own.size, source.size):
+      part = own[start : start + source.size]
+      part[:] = source[: part.size]
+    rest -= own.size
+    for start in range(0, rest, source.size):
+      source[: min(source.size, rest - start)].max(initial=0.0)
 
-  return lambda: list(pool.map(piece, range(threads))) and None
+  def copy() -> None:
+    target = np.empty(bytes_written // 8) if kept is None else kept
+    list(pool.map(piece, range(threads), [target] * threads))
+
+  return copy
 
 
 def merges(size: str, rounds: int) -> None:
@@ -86,8 +94,8 @@ def merges(size: str, rounds: int) -> None:
   slerp = jax.jit(lambda base, a, b: spherical.slerp(base, a, b, 0.5, group="layer"))
   liti = jax.jit(lambda base, merged: averages.liti(base, merged, 0.3))
   members = [init, first, second]
-  report(size, "SLERP", lambda: slerp(*members), 6 * count, 2 * count, rounds)
-  report(size, "LITI", lambda: liti(*members[:2]), 4 * count, 2 * count, rounds)
+  report("SLERP", lambda: slerp(*members), 6 * count, 2 * count, rounds)
+  report("LITI", lambda: liti(*members[:2]), 4 * count, 2 * count, rounds)
   del init, second
   members.clear()  # the anchor needs their room
   anchor = anchors.start(first)
@@ -98,14 +106,14 @@ def merges(size: str, rounds: int) -> None:
     anchor = move(anchor, first)
     return anchor
 
-  report(size, "EMA", step, 6 * count, 4 * count, rounds)
+  report("EMA", step, 6 * count, 4 * count, rounds, in_place=True)
 
 
 def report(
-  size: str, name: str, merge: Callable[[], Any], read: int, written: int, rounds: int
+  name: str, merge: Callable[[], Any], read: int, written: int, rounds: int, in_place: bool = False
 ) -> None:
   """Measures a merge and a copy in turns, and prints the row."""
-  copy = copier(read, written)
+  copy = copier(read, written, in_place=in_place)
   merged, copied = [], []
   for i in range(rounds + 1):
     took = seconds(lambda: jax.block_until_ready(merge())), seconds(copy)

@@ -81,8 +81,11 @@ def test_misspelt_keys_inside_a_config_file(failing, tmp_path):
   text = (REPOSITORY / "configs" / "alignment_tax" / "tiny.py").read_text()
   mistakes = {
     '"epochs": 2': ('"epoch": 2', "rsf: unknown key 'epoch'. Did you mean 'epochs'"),
-    "config.sft.length": ("config.sft.lenght", "sft: unknown key 'lenght'. Did you mean 'length'"),
-    '"warmup_steps": 50': ('"warmup_step": 50', "Did you mean 'warmup_steps'"),
+    "config.averaging.alphas": (
+      "config.averaging.alpha",
+      "averaging: unknown key 'alpha'. Did you mean 'alphas'",
+    ),
+    '"schedule": "constant"': ('"shedule": "constant"', "Did you mean 'schedule'"),
     '    "batch_size": 32,\n': ("", "rsf: missing key 'batch_size'"),
   }
   for right, (wrong, message) in mistakes.items():

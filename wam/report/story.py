@@ -14,7 +14,15 @@ from wam.report.records import Record, finite, of_kind
 def number(value: float | None) -> str:
   """Writes a number with as many digits as a reader wants.
 
-  >>> number(0.4567), number(0.0123), number(-3.0), number(123.4), number(500.0), number(1234.5), number(None)
+  >>> (
+  ...   number(0.4567),
+  ...   number(0.0123),
+  ...   number(-3.0),
+  ...   number(123.4),
+  ...   number(500.0),
+  ...   number(1234.5),
+  ...   number(None),
+  ... )
   ('0.46', '0.012', '−3.00', '123.4', '500', '1234', '–')
   """
   if value is None:
