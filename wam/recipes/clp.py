@@ -10,10 +10,12 @@ and how much they differ from those of the soups. Policies that are plain models
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wam.checkpoints import records
@@ -36,6 +38,7 @@ from wam.recipes import (
 )
 from wam.recipes.clp_variants import Point, Variant
 from wam.recipes.panels import Panel
+from wam.recipes.policies import Policy
 from wam.recipes.soup_models import SOUPS, Candidate, Lambda, Runs
 from wam.training import sharding
 from wam.training.workdir import Run, Start
@@ -75,10 +78,9 @@ def recipe(
   names = list(rewards)
   settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
   settings.check(names)
-  alone = dict(zip(names, np.eye(len(names)).tolist(), strict=True))
-  users = {
-    user: simplex.check(w, names, f"preferences.{user}") for user, w in (preferences or {}).items()
-  }
+  # Each reward alone, and who else is named.
+  asked = {name: {name: 1.0} for name in names} | dict(preferences or {})
+  users = {user: simplex.check(w, names, f"preferences.{user}") for user, w in asked.items()}
   shares = sections.call(soup_models.grid, grid, "grid", names=names, where="grid")
   mixed: list[Lambda] = []
   if morl is not None:
@@ -149,14 +151,24 @@ def recipe(
       panels=lambda p: both if isinstance(p, Candidate) else reads[p.variant.kind],
     )
     soup_fronts.write(current, names=names, settings=settings, preferences={})
-    for kind, how in steered.items():
-      if how.model != policy.model:
-        continue  # read with its preference
-      for name, w in (alone | users).items():
-        params = mixes[kind](found[kind], np.asarray(w, np.float32))
-        policies.export(policy, params, current.directory / "models" / f"{kind}_{name}")
+    export(steered, found, policy, users, current.directory / "models")
     write_compute(current, every, trained, found, reinforce, reference)
     write_comparison(current, names, settings, kl_coef=reinforce.get("kl_coef", 0.1))
+
+
+def export(
+  steered: Mapping[str, Conditioning],
+  found: Mapping[str, Params],
+  policy: Policy,
+  users: Mapping[str, np.ndarray],
+  directory: pathlib.Path,
+) -> None:
+  """Writes θ(w) of every user as `<kind>_<user>`, for the kinds that are a plain model then."""
+  for kind, how in steered.items():
+    if how.model == policy.model:
+      for user, w in users.items():
+        params = how.weights(found[kind], jnp.asarray(w, jnp.float32))
+        policies.export(policy, params, directory / f"{kind}_{user}")
 
 
 def steered_panel(panel: Panel, how: Conditioning) -> Panel:
