@@ -8,7 +8,11 @@ The model is a Llama of 260 K parameters that tells children's stories. One rewa
 by a reward model trained on sentences that people labelled; the other is Flesch's reading ease, which pays for short
 sentences of short words. Both are z-scores on samples of the model.
 
-2-core x86 CPU: not run whole yet; at toy size 10 min on a busy machine.
+2-core x86 CPU: 10 min of processor time, 25 min on one core beside other work. One run (REINFORCE, seed 0, bars over
+prompts and 3 sampling seeds), rewards in standard deviations: λ moves polarity from -0.12 ± 0.14 to 2.75 ± 0.12 and
+readability from 1.57 ± 0.05 to 0.33 ± 0.09. Hypervolume as a ratio to that of MORL with 5 mixtures: 13 soups 1.03
+(1.01 to 1.08), soups of MORL's own λ 0.99 (± 0.04); expected utility the same (-0.003). Between the ends polarity
+lies below the straight line at 7 of 11 λ.
 """
 
 from wam import base_configs
