@@ -7,7 +7,12 @@ sentences that people labelled, 25 % of the labels swapped, and are asked about 
 on other sentences with right labels, judges, and labels the pairs of another distribution: stories of the model, and of
 what RL with the control reward makes of it.
 
-2-core x86 CPU: 15 min at toy size (tests/toys.py) while much other work ran on the machine; not yet run whole.
+2-core x86 CPU: 18 min of processor time, 37 min on one core beside other work. One run (seed 0, 95 % intervals over
+pairs or prompts): the members memorise, and their average forgets: of the swapped training pairs WARM gets 62.6 % ±
+4.2 "right", the ensemble of the same six 89.9 % ± 2.7, the best single one 81.0 % ± 3.5; of clean ones 79.4, 96.6 and
+89.0 %. Held-out pairs 63.1, 64.1 and 65.4 % (± 4.3; the best one was chosen by these), shifted ones 56.2, 55.8 and
+59.4 % (± 5.8). RL takes the control reward to at most 2.55 ± 0.07 against WARM, 2.12 ± 0.10 against the best single
+one and 2.62 ± 0.06 against the ensemble; best-of-n does not tell them apart.
 """
 
 from ml_collections import ConfigDict
