@@ -17,7 +17,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 # Compiled as users compile: the merging engine, and tests that compare the bits of programs that differ. In all others
-# most optimisations are off, which takes a third of the time.
+# most optimisations are off, which saves a third of the time.
 OPTIMISED = (
   "algorithms/clp_test.py",
   "algorithms/reward_model_population_test.py",
