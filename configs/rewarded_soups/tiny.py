@@ -2,8 +2,8 @@ r"""Rewarded soups of a small invented world (Ramé et al. 2023, arXiv 2306.0448
 
 wam run --config configs/rewarded_soups/tiny.py --workdir runs/soups
 
-Variants: tiny.py:ppo and :rsf (another algorithm; reinforce is the default), :three (three rewards), :personalised
-(runs with LoRA as well).
+Variants: tiny.py:compatible (rewards that can both be had), :ppo and :rsf (another algorithm; reinforce is the
+default), :three (three rewards), :personalised (runs with LoRA as well). The world's true reward judges in all of them.
 
 The two rewards are shares of a reply's words, so that their sum is bounded: what one wins the other loses, and no
 average can lie above the line between both ends in both of them.
@@ -49,9 +49,15 @@ ALGORITHMS = {
 
 # What --config FILE:NAME can name, and the algorithm of it.
 VARIANTS = {name: name for name in ALGORITHMS} | {
+  "compatible": "reinforce",
   "three": "reinforce",
   "personalised": "reinforce",
 }
+
+# A reply has room for some eight words; those that please one of these do not please the others.
+SHARES = ("warm_words", "topic_words", "plain_words")
+# Two words and three words that a reply can have both.
+PARTS = ("warmth", "topics")
 
 
 def get_config(variant="reinforce"):
@@ -62,9 +68,9 @@ def get_config(variant="reinforce"):
   config.problem.num_pairs = 0
   config.problem.num_validation_pairs = 0
 
-  # A reply has room for some eight words; those that please the one reward do not please the others.
-  names = ["warm_words", "topic_words"] + ["plain_words"] * three
+  names = PARTS if variant == "compatible" else SHARES[: 3 if three else 2]
   config.rewards = {name: {"kind": "world", "component": name} for name in names}
+  config.judges = {"gold": {"kind": "world", "component": "gold", "normalise": "none"}}
 
   config[algorithm] = ALGORITHMS[algorithm]
 
@@ -73,16 +79,16 @@ def get_config(variant="reinforce"):
   config.decoding = {"intervals": 4 if three else 10}
   if not three:
     # So that each mixture of MORL meets a soup with its λ.
-    quarters = [{"warm_words": x, "topic_words": 1 - x} for x in (0.25, 0.75)]
+    first, second = names
+    quarters = [{first: x, second: 1 - x} for x in (0.25, 0.75)]
     config.soups.also = config.decoding.also = quarters
+    config.preferences = {
+      "balanced": {first: 0.5, second: 0.5},
+      "warm": {first: 0.8, second: 0.2},
+      "informed": {first: 0.3, second: 0.7},
+    }
   if variant == "personalised":
     config.personalised = {"rank": 4, "alpha": 32.0, "targets": "mlp+attention"}
-  if not three:
-    config.preferences = {
-      "balanced": {"warm_words": 0.5, "topic_words": 0.5},
-      "warm": {"warm_words": 0.8, "topic_words": 0.2},
-      "informed": {"warm_words": 0.3, "topic_words": 0.7},
-    }
 
   config.evaluation = {"num_seeds": 3}
   # In standard deviations of the rewards before RL; fixed, so that volumes compare between runs.

@@ -38,6 +38,7 @@ CONFIG = {
     "warm": {"kind": "world", "component": "warm_words"},
     "short": {"kind": "rule", "rule": "length", "target": 2},
   },
+  "judges": {"gold": {"kind": "world", "component": "gold", "normalise": "none"}},
   "sampling": {"prompt_length": 9, "max_new_tokens": 5},
   "reinforce": {
     "num_iterations": 1,
@@ -79,10 +80,20 @@ def test_every_point_is_measured_on_both_splits(workdir):
   assert list(measured(workdir)) == list(measured(workdir, "validation")) == expected
   for record in measured(workdir).values():
     values = record["values"]
-    names = {"reward_warm", "reward_short", "kl", "length", "facts", "passages", "translation"}
+    names = {
+      "reward_warm",
+      "reward_short",
+      "reward_gold",
+      "kl",
+      "length",
+      "facts",
+      "passages",
+      "translation",
+    }
     assert names <= set(values) and np.isfinite(list(values.values())).all()
     items = record["items"]
     assert np.shape(items["warm"]) == np.shape(items["short"]) == (2, 8) and record["seeds"] == 2
+    assert 0 <= np.min(items["gold"]) <= np.max(items["gold"]) <= 1
     assert np.mean(items["short"]) == pytest.approx(values["reward_short"], abs=1e-5)
     assert values["kl"] >= 0 and record["halves"]["reward_short"] > 0
   assert measured(workdir)["init", "θ_0"]["values"]["kl"] == 0
@@ -184,6 +195,13 @@ def changed(path, value):
     ("rewards.short", None, "rewards: expected 2 at least, by name; found warm"),
     ("rewards.warm.component", "warm_word", "rewards.warm: .*Did you mean 'warm_words'"),
     ("rewards.warm.kind", "wrold", "Did you mean 'world'"),
+    (
+      "judges.warm",
+      {"kind": "world", "component": "gold"},
+      "judges.warm: another reward is called",
+    ),
+    ("judges.gold.component", "glod", "judges.gold: .*Did you mean 'gold'"),
+    ("judges", ["gold"], "judges: expected 0 at least, by name"),
     ("soups.also", [{"warm": 0.5, "short": 0.6}], r"soups.also: \[0.5, 0.6\] is off the simplex"),
     ("soups.interval", 3, "soups: unknown key 'interval'"),
     ("morl.also", [{"warmth": 1.0}], "morl.also 'warmth'. Did you mean 'warm'"),
@@ -204,7 +222,7 @@ def test_refused_before_training(path, value, message, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("variant", ["ppo", "rsf", "three", "personalised"])
+@pytest.mark.parametrize("variant", ["compatible", "ppo", "rsf", "three", "personalised"])
 def test_variants_of_the_config_pass_all_checks(variant, passes_all_checks):
   """Keys, data and plans, up to where training would begin; the world with fewer texts than it is shipped with."""
   fewer = ["--config.problem.num_corpus=100", "--config.problem.num_demonstrations=20"]

@@ -10,6 +10,7 @@ from wam.evaluation import pareto, simplex
 from wam.recipes import soup_fronts, soup_points
 
 NAMES = ["a", "b"]
+JUDGES = ["c"]
 USERS = {"even": np.array([0.5, 0.5]), "first": np.array([0.9, 0.1])}
 POINTS = {
   ("init", ()): (0.0, 0.0),
@@ -21,6 +22,8 @@ POINTS = {
   ("MORL", (0.5, 0.5)): (1.4, 1.2),
   ("MORL", (0.0, 1.0)): (-1.0, 2.0),
 }
+# What the judge says, in the order of POINTS.
+JUDGED = (0.0, 1.0, 1.6, 1.7, 0.5, 1.0, 0.75, 0.5)
 
 
 def written(directory, **settings):
@@ -34,16 +37,25 @@ def written(directory, **settings):
         # On validation the soup 0.4 | 0.6 looks better than it is.
         mean = np.array(mean) + (shift if weights == (0.4, 0.6) else 0)
         items = mean[:, None, None] + noise
+        # All points share the noise of prompts, but for one soup that has twice as much.
+        doubled = (family, weights) == ("rewarded soups", (0.5, 0.5))
+        judged = JUDGED[step] + noise[0] * (1 + doubled)
+        # On validation the soup 0.4 | 0.6 looks worse than it is.
+        judged = judged - shift[1] * (weights == (0.4, 0.6))
         fields = {
           "split": split,
           "family": family,
           "label": "",
           "x": {f"lambda_{n}": w for n, w in zip(NAMES, weights, strict=False)},
           "values": {f"reward_{n}": m for n, m in zip(NAMES, mean, strict=True)},
-          "items": dict(zip(NAMES, items.tolist(), strict=True)),
+          "items": dict(zip(NAMES, items.tolist(), strict=True)) | {"c": judged.tolist()},
         }
         run.log(fields, kind="measurement", stage=soup_points.STUDY, step=step)
-    keywords = {"names": NAMES, "settings": soup_fronts.Settings(num_resamples=50, **settings)}
+    keywords = {
+      "names": NAMES,
+      "judges": JUDGES,
+      "settings": soup_fronts.Settings(num_resamples=50, **settings),
+    }
     for _ in range(2):  # the second call replaces the records of the first
       chosen = soup_fronts.write(run, preferences=USERS, **keywords)
   return records.read(directory), chosen
@@ -118,6 +130,22 @@ def test_lambda_for_users(found):
   assert table["first", oracle]["utility"] == pytest.approx(0.9 * 2 - 0.1)
   assert table["first", oracle]["lambda_a"] == 1 and table["first", equal]["utility_of_init"] == 0
   assert len(table) == 6 and len(study(every, "preferences")) == 6
+
+
+def test_a_judge_of_what_was_not_trained_on(found):
+  """The inner λ is chosen on validation; what it is compared with is the better end, by the test split itself."""
+  every, _ = found
+  soups, mixtures = study(every, "judges")
+  assert (soups["family"], soups["label"]) == ("rewarded soups", "c")
+  assert soups["x"] == {"lambda_a": 0.5, "lambda_b": 0.5}
+  assert soups["values"] == pytest.approx(
+    {"reward_c": 1.6, "better_end": 1.0, "gain_over_better_end": 0.6}
+  )
+  # Paired by prompt: the noise that both share is gone.
+  assert 0 < soups["halves"]["gain_over_better_end"] < 0.05
+  # Worse than an end, and said so.
+  assert mixtures["values"]["gain_over_better_end"] == pytest.approx(-0.25)
+  assert mixtures["halves"]["gain_over_better_end"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_the_worst_of_all_points_is_the_reference_otherwise(tmp_path):

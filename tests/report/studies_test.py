@@ -122,6 +122,25 @@ def test_the_explorer_has_every_position_with_scores_and_completions(name, count
   assert len(table.rows) == sum(len(path.positions) for path in explorer.paths)
 
 
+def test_a_judge_has_its_panel_its_score_and_its_table(page_of):
+  records = study_runs.soups()
+  for record in records:
+    if record.get("study") == "front":
+      record["values"]["reward_gold"] = 0.5
+  gain = {"reward_gold": 0.5, "better_end": 0.4, "gain_over_better_end": 0.1}
+  records.append(study_runs.measurement("judges", "rewarded soups", "gold", gain, half=0.02))
+  page = page_of("rewarded_soups", records)
+  (explorer,) = [b for s in page.sections for b in s.blocks if isinstance(b, Explorer)]
+  assert list(explorer.scores) == ["reward_brevity", "reward_warmth", "reward_gold", "kl", "length"]
+  along = next(f for f in charts.all_figures(page) if f.name == "along_lambda")
+  assert any("gold reward" in panel.title for panel in along.panels)
+  (judged,) = [s for s in page.sections if s.name == "judges"]
+  cells = [cell.text for row in judged.blocks[1].rows for cell in row]
+  assert any("0.100" in cell for cell in cells), cells
+  # Not a corner of the simplex.
+  assert explorer.corners == ["brevity", "warmth"]
+
+
 def test_fitted_curves_follow_the_form_of_gao(page_of):
   found = {f.name: f for f in charts.all_figures(page_of("warm", study_runs.warm()))}
   panel = next(p for p in found["best_of_n"].panels if "√KL" in p.title)

@@ -8,7 +8,7 @@ the rewards of recipes that have a single proxy (reward_models.py), and populati
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,28 +105,34 @@ def check(
   *,
   data: Problem | None = None,
   least: int = 1,
+  taken: Collection[str] = (),
+  where: str = SECTION,
 ) -> None:
   """Checks names, kinds, keys and values.
 
   Args:
-    section: the section "rewards".
+    section: the section "rewards", or another one of the same form.
     data: the problem, where it is at hand: whether it has what the specs need.
     least: rewards that there must be.
+    taken: names that others have already.
+    where: what the section is called.
 
   Raises:
     WamError: names the reward.
   """
   if not isinstance(section, Mapping) or len(section) < least:
     found = ", ".join(section) if isinstance(section, Mapping) else repr(section)
-    raise ConfigError(f"{SECTION}: expected {least} at least, by name; found {found or 'none'}")
+    raise ConfigError(f"{where}: expected {least} at least, by name; found {found or 'none'}")
   for name, spec in section.items():
-    where = f"{SECTION}.{name}"
+    this = f"{where}.{name}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-      raise ConfigError(f"{where}: a name is letters, digits and underscores, after a letter")
-    kind, keywords = _read(spec, where)
-    _check_kind(kind, keywords, where)
+      raise ConfigError(f"{this}: a name is letters, digits and underscores, after a letter")
+    if name in taken:
+      raise ConfigError(f"{this}: another reward is called {name!r} already; rename one")
+    kind, keywords = _read(spec, this)
+    _check_kind(kind, keywords, this)
     if data is not None:
-      _check_data(kind, keywords, data, where)
+      _check_data(kind, keywords, data, this)
 
 
 def make(
@@ -137,6 +143,7 @@ def make(
   *,
   section: Mapping[str, Mapping[str, Any]],
   sampling: Mapping[str, Any],
+  where: str = SECTION,
 ) -> dict[str, RolloutScorer]:
   """The rewards, by name and in the order of the section, each on its declared scale.
 
@@ -150,16 +157,17 @@ def make(
     run: the open workdir; reward models are trained in it, or taken from it.
     section: as `check` takes it.
     sampling: see `sampling_settings` for its keys.
+    where: what the section is called.
 
   Raises:
     BadData: if a reward that is to be normalised gives all samples the same; names it.
     NonFinite: if a reward is NaN or infinite; names it.
   """
-  check(section, data=data)
+  check(section, data=data, where=where)
   samples = reward_models.reference_samples(policy, reference, data, run, sampling, "float32")
   found = {}
   for name, spec in section.items():
-    kind, keywords = _read(spec, f"{SECTION}.{name}")
+    kind, keywords = _read(spec, f"{where}.{name}")
     normalise = keywords.pop("normalise", NORMALISATIONS[0])
     raw = KINDS[kind](**keywords)(_Setting(name, policy, reference, data, run, samples))
     values = check_rewards(raw(**samples), len(samples["completions"]), name=name)
@@ -167,7 +175,7 @@ def make(
     mean, std = float(wide.mean()), float(wide.std())
     if normalise == "z-score" and not std > 0:
       raise BadData(
-        f"{SECTION}.{name}: all {len(wide)} samples of the policy before RL have the reward {mean:g}; it cannot be"
+        f"{where}.{name}: all {len(wide)} samples of the policy before RL have the reward {mean:g}; it cannot be"
         " normalised, and nothing can be learnt from it. Choose another reward"
       )
     stages.once(

@@ -6,10 +6,12 @@ simplex, and what it is held against: MORL (one run for each mixture Σ μ_i r_i
 (MOD, which reads N models a token), and personalised soups (runs with LoRA, their fused matrices averaged). Measured
 are all rewards, KL to θ_0, length and skills; from these follow fronts with hypervolumes, coverage and expected
 utility, linear mode connectivity, and λ for given users, chosen on the validation split and judged on the test split.
+Judges are further rewards, which nothing is trained on: whether a soup beats both of its ends there.
 The θ_i and the users' soups are left as Hugging Face directories in `models/`.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,6 +37,8 @@ from wam.rewards.scorers import RolloutScorer
 from wam.training import sharding
 from wam.training.workdir import Start
 
+JUDGES = "judges"
+
 
 def recipe(
   *,
@@ -49,6 +53,7 @@ def recipe(
   decoding: Mapping[str, Any] | None = None,
   personalised: Mapping[str, Any] | None = None,
   preferences: Mapping[str, Mapping[str, float]] | None = None,
+  judges: Mapping[str, Mapping[str, Any]] | None = None,
   fronts: Mapping[str, Any] | None = None,
   pretrain: Mapping[str, Any] | None = None,
   sft: Mapping[str, Any] | None = None,
@@ -62,13 +67,16 @@ def recipe(
 ) -> None:
   """The recipe, top to bottom; every argument but the last is a section of the config.
 
-  Those that are this recipe's own: "rewards", see `reward_specs`; "soups" and "morl": keys of `soup_models.grid`;
-  "decoding": the same, and `alpha` of `PolicyMixture`; "personalised": fields of `Lora`; "preferences": μ by reward, by
-  the name of a user; "fronts": fields of `soup_fronts.Settings`. Without "morl", "decoding" or "personalised" there is
-  none. "rsf", "ppo", "reinforce": exactly one, and the runs differ in their reward only.
+  Those that are this recipe's own: "rewards" and "judges", see `reward_specs`; "soups" and "morl": keys of
+  `soup_models.grid`; "decoding": the same, and `alpha` of `PolicyMixture`; "personalised": fields of `Lora`;
+  "preferences": μ by reward, by the name of a user; "fronts": fields of `soup_fronts.Settings`. Without "morl",
+  "decoding" or "personalised" there is none. "rsf", "ppo", "reinforce": exactly one, and the runs differ in their
+  reward only.
   """
   stages.check(pretrain=pretrain, sft=sft, sampling=sampling)
+  judges = judges or {}
   reward_specs.check(rewards, least=2)
+  reward_specs.check(judges, least=0, taken=rewards, where=JUDGES)
   names = list(rewards)
   settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
   settings.check(names)
@@ -88,6 +96,7 @@ def recipe(
   panels.check(evaluation)
   data = problems.make(problem)
   reward_specs.check(rewards, data=data)
+  reward_specs.check(judges, data=data, least=0, where=JUDGES)
   policy = policies.load_or_make(data.tokenizer(), seed=seed, section=model)
   alpha = (decoding or {}).get("alpha", 0.0)
   decoder = PolicyMixture(policy.model.config, policy.model, len(names), alpha)
@@ -97,10 +106,10 @@ def recipe(
     # θ_0
     base, reference = stages.foundation(policy, data, current, pretrain=pretrain, sft=sft)
 
-    # the rewards
-    scorers = reward_specs.make(
-      policy, reference, data, current, section=rewards, sampling=sampling
-    )
+    # the rewards, and others that are only looked at
+    made = functools.partial(reward_specs.make, policy, reference, data, current, sampling=sampling)
+    scorers = made(section=rewards)
+    judged = made(section=judges, where=JUDGES) if judges else {}
 
     # θ_i, and the runs to compare their soups with
     setting = tuning.Setting(
@@ -122,7 +131,7 @@ def recipe(
       validation_skills=False,
       policy=policy,
       reference=reference,
-      scorers=scorers,
+      scorers=scorers | judged,
       run=current,
       sampling=sampling,
     )
@@ -135,7 +144,9 @@ def recipe(
       weights=weights,
       panels=lambda model: mixed if model.decoded else both,
     )
-    chosen = soup_fronts.write(current, names=names, settings=settings, preferences=users)
+    chosen = soup_fronts.write(
+      current, names=names, judges=list(judges), settings=settings, preferences=users
+    )
     export(chosen, every, weights, policy, current.directory / "models")
 
 

@@ -19,7 +19,7 @@ from wam.recipes.soup_models import INIT, MORL, SOUPS, name_of
 from wam.training.workdir import Run
 
 STAGE = "fronts"
-STUDIES = ("fronts", "connectivity", "preferences")
+STUDIES = ("fronts", "connectivity", "judges", "preferences")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Table:
     rewards: [P, R], means over seeds and prompts.
     resampled: [B, P, R], bootstrap replicates; all points share the draws of seeds and prompts.
     items: [P, R, S, N], of S sampling seeds and N prompts.
+    judged: [P, J, S, N], of rewards that nothing is trained on.
   """
 
   families: list[str]
@@ -39,11 +40,17 @@ class Table:
   rewards: np.ndarray
   resampled: np.ndarray
   items: np.ndarray
+  judged: np.ndarray
 
   @property
   def trained(self) -> list[str]:
     """The families, in the order of their points; not θ_0."""
     return [name for name in dict.fromkeys(self.families) if name != INIT]
+
+  @property
+  def with_ends(self) -> list[str]:
+    """The families that have all corners of the simplex."""
+    return [f for f in self.trained if (self.lambdas[self.rows(f)] == 1).any(axis=0).all()]
 
   def rows(self, family: str) -> np.ndarray:
     """Indices of the points of a family."""
@@ -93,6 +100,7 @@ def write(
   names: Sequence[str],
   settings: Settings,
   preferences: Mapping[str, np.ndarray],
+  judges: Sequence[str] = (),
 ) -> dict[str, tuple[float, ...]]:
   """Writes all records that follow from the points, in place of those of an earlier call.
 
@@ -101,6 +109,7 @@ def write(
     names: of the rewards.
     settings: of the fronts.
     preferences: μ [R] of users, by name.
+    judges: names of further rewards that the points have.
 
   Returns:
     The λ that was chosen on the validation split for each user.
@@ -110,11 +119,19 @@ def write(
   )
   every = records.read(run.directory / records.FILE_NAME)
   table, validation = (
-    collect(every, split=split, names=names, num_resamples=settings.num_resamples, seed=run.seed)
+    collect(
+      every,
+      split=split,
+      names=names,
+      judges=judges,
+      num_resamples=settings.num_resamples,
+      seed=run.seed,
+    )
     for split in ("test", "validation")
   )
   _write_fronts(run, table, names, settings)
   _write_connectivity(run, table, names)
+  _write_judges(run, table, validation, names, judges)
   return _write_preferences(run, table, validation, names, preferences)
 
 
@@ -125,6 +142,7 @@ def collect(
   names: Sequence[str],
   num_resamples: int,
   seed: int,
+  judges: Sequence[str] = (),
 ) -> Table:
   """The points of a split, from the records of a run."""
   found = [
@@ -132,7 +150,10 @@ def collect(
     for r in every
     if r["kind"] == "measurement" and r["stage"] == soup_points.STUDY and r["split"] == split
   ]
-  items = np.array([[r["items"][name] for name in names] for r in found], np.float64)
+  items, judged = (
+    np.array([[r["items"][name] for name in chosen] for r in found], np.float64)
+    for chosen in (names, judges)
+  )
   columns = [items[:, i] for i in range(len(names))]
   _, resampled = pareto.resample(columns, num_resamples=num_resamples, seed=seed)
   return Table(
@@ -141,6 +162,7 @@ def collect(
     rewards=np.array([[r["values"][f"reward_{n}"] for n in names] for r in found]),
     resampled=resampled,
     items=items,
+    judged=judged,
   )
 
 
@@ -221,14 +243,12 @@ def _dominance(points: np.ndarray, mixtures: np.ndarray) -> dict[str, float]:
 def _write_connectivity(run: Run, table: Table, names: Sequence[str]) -> None:
   """Records of study "connectivity": R(θ_λ) - Σ λ_i R(θ_i) of each soup and reward, at least 0 by hypothesis 1.
 
-  The families have all corners of the simplex; of those that do not average weights it is only what they gain.
+  Of families that do not average weights it is only what they gain.
   """
   step = 0
-  for family in table.trained:
+  for family in table.with_ends:
     rows = table.rows(family)
     lambdas = table.lambdas[rows]
-    if not (lambdas == 1).any(axis=0).all():
-      continue
     # By prompt, so that the interval is that of paired differences.
     items = table.items[rows].mean(axis=2)
     gaps = simplex.connectivity_gaps(lambdas, items.reshape(len(rows), -1)).reshape(items.shape)
@@ -245,6 +265,41 @@ def _write_connectivity(run: Run, table: Table, names: Sequence[str]) -> None:
         x={f"lambda_{n}": float(v) for n, v in zip(names, weights, strict=True)},
         values={n: float(g.mean()) for n, g in named.items()},
         halves={n: panels.half_width(g[None]) for n, g in named.items() if len(g) > 1},
+      )
+      step += 1
+
+
+def _write_judges(
+  run: Run, table: Table, validation: Table, names: Sequence[str], judges: Sequence[str]
+) -> None:
+  """Records of study "judges": the best inner λ for a judge by validation, on test, against the better end on test."""
+  step = 0
+  for family in table.with_ends:
+    rows, first = table.rows(family), validation.rows(family)
+    ends = table.lambdas[rows].max(axis=1) == 1
+    if ends.all():
+      continue
+    for number, judge in enumerate(judges):
+      tried = np.where(ends, -np.inf, validation.judged[first, number].mean(axis=(1, 2)))
+      items = table.judged[rows, number]  # [P, S, N]
+      means = items.mean(axis=(1, 2))
+      best = int(tried.argmax())
+      end = int(np.where(ends, means, -np.inf).argmax())
+      gain = items[best] - items[end]
+      weights = table.lambdas[rows][best]
+      _log(
+        run,
+        "judges",
+        step,
+        family=family,
+        label=judge,
+        x={f"lambda_{n}": float(v) for n, v in zip(names, weights, strict=True)},
+        values={
+          f"reward_{judge}": float(means[best]),
+          "better_end": float(means[end]),
+          "gain_over_better_end": float(gain.mean()),
+        },
+        halves={"gain_over_better_end": panels.half_width(gain)} if gain.shape[1] > 1 else {},
       )
       step += 1
 

@@ -12,6 +12,7 @@ from wam.report.measurements import (
   Measurement,
   Sample,
   by_family,
+  judges,
   reward_value,
   texts,
   title_of,
@@ -54,6 +55,7 @@ def over_preferences(
       paths.append((family, ordered))
   paths.sort(key=lambda path: path[0] != first)
   scores = [value for r in rewards if (value := reward_value(points, r)) is not None]
+  scores += judges(known, rewards)
   scores += [n for n in ("kl", "length") if n not in scores and any(n in p.values for p in known)]
   return _explorer(
     "λ", list(rewards), names, scores, paths, samples=samples, figures=figures, places=places

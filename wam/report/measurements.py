@@ -143,6 +143,12 @@ def reward_value(points: Sequence[Measurement], reward: str) -> str | None:
   return next((n for n in (reward, f"reward_{reward}", f"reward/{reward}") if n in names), None)
 
 
+def judges(points: Sequence[Measurement], names: Sequence[str]) -> list[str]:
+  """The names of the values that are rewards, but none of those of the front, which are called `names`."""
+  own = {reward_value(points, name) for name in names}
+  return [name for name in value_names(points) if name.startswith("reward_") and name not in own]
+
+
 def title_of(name: str) -> str:
   """A name of the records as a title.
 

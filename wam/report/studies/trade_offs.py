@@ -35,6 +35,7 @@ from wam.report.story import number
 from wam.report.studies import sections, wording
 
 STUDY, SUMMARY, CHOICES, GAPS = "front", "fronts", "preferences", "connectivity"
+JUDGES = "judges"
 _RECORD_FIELDS = ("kind", "stage", "step", "time")
 
 
@@ -74,7 +75,8 @@ def along(points: Sequence[Measurement], names: Sequence[str]) -> Section | None
   x = LAMBDA + names[1]
   # Lines go along λ, whatever the order of measuring was.
   points = sorted(points, key=lambda point: point.x.get(x, 0.0))
-  values = [value for n in names if (value := reward_value(points, n)) is not None] + ["kl"]
+  values = [value for n in names if (value := reward_value(points, n)) is not None]
+  values += [*measurements.judges(points, names), "kl"]
   drawn = [p for value in values if (p := sections.panel(points, x, value)) is not None]
   if not drawn:
     return None
@@ -260,9 +262,17 @@ def rest(run: Run, points: Sequence[Measurement]) -> list[Section]:
       " one-reward models."
     )
     found.append(Section("gaps", "What averaging gains", [Text([text]), sections.table(gaps)]))
+  if judged := of_study(every, JUDGES):
+    text = (
+      "Rewards that nothing was trained on, at the best of the inner λ by the validation split, against the better of"
+      " the one-reward models on the test split, prompt by prompt."
+    )
+    found.append(
+      Section("judges", "Judged by what was not trained on", [Text([text]), sections.table(judged)])
+    )
   if (scales := reward_table(run)) is not None:
     found.append(scales)
-  found += sections.others(every, {STUDY, SUMMARY, CHOICES, GAPS})
+  found += sections.others(every, {STUDY, SUMMARY, CHOICES, GAPS, JUDGES})
   if (cosines := sections.cosines(run.records)) is not None:
     found.append(Section("cosines", "Task vectors", [cosines]))
   if points:
