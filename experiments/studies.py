@@ -24,6 +24,10 @@ from wam.report import ledgers
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
+# Rewards that nothing is optimised against: the true one of a world, or a model trained on data of its own.
+JUDGES = ("gold", "control")
+
+
 class Point(NamedTuple):
   """One measurement: its name in the family, what places it, and what was found."""
 
@@ -51,6 +55,16 @@ class Study(NamedTuple):
   fits: Mapping[tuple[str, str], Mapping[str, float]] = types.MappingProxyType({})
   volumes: Mapping[tuple[str, str, str], float] = types.MappingProxyType({})
   cosines: Mapping[tuple[str, str], Mapping[str, float]] = types.MappingProxyType({})
+
+  @property
+  def judge(self) -> str:
+    """Which of `JUDGES` the run has."""
+    names = {name.removeprefix("reward_") for point in self.points for name in point.values}
+    return next(judge for judge in JUDGES if judge in names)
+
+  def families(self, study: str) -> list[str]:
+    """The names of the lines of a study, in order."""
+    return list(dict.fromkeys(p.family for p in self.points if p.study == study))
 
   def of(self, study: str, family: str, split: str = "test") -> list[Point]:
     """The points of a line, in the order in which they were written.
@@ -119,16 +133,46 @@ def read(workdir: pathlib.Path, *, seed: int) -> Study:
   return Study(seed, points, fits, volumes, cosines)
 
 
+def joined(parts: Mapping[str, Study], *, seed: int) -> Study:
+  """The points of several runs, their families called "<part>: <family>"; of a single part "" the study itself."""
+  if list(parts) == [""]:
+    return parts[""]
+  return Study(
+    seed,
+    [
+      point._replace(family=f"{part}: {point.family}")
+      for part, study in parts.items()
+      for point in study.points
+    ],
+  )
+
+
+def _parts(made: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+  return {"": made} if "recipe" in made else made
+
+
 def config(name: str, seed: int) -> dict[str, Any]:
-  """A config of configs/, such as "clp/tiny.py:argument", as nested plain data; the seed is that of the world, too."""
+  """A config of configs/, such as "clp/tiny.py:argument", as nested plain data, with the seed of a run.
+
+  The seed is that of the world, too, or of the order in which files are split into parts.
+  """
   path, _, argument = name.partition(":")
   spec = importlib.util.spec_from_file_location("config", CONFIGS / path)
   assert spec is not None and spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   made: dict[str, Any] = _plain(module.get_config(*filter(None, [argument])))
-  made["seed"] = made["problem"]["seed"] = seed
+  made["seed"] = seed
+  _reseed(made["problem"], seed)
   return made
+
+
+def _reseed(section: dict[str, Any], seed: int) -> None:
+  for key, value in section.items():
+    if key in ("seed", "shuffle_seed"):
+      section[key] = seed
+    elif isinstance(value, dict):
+      _reseed(value, seed)
 
 
 def _plain(value: Any) -> Any:
@@ -150,7 +194,7 @@ def main(
   Args:
     arguments: of the command line.
     directory: of the experiment; its ledger and results are written there.
-    make_config: a seed -> the config of its run.
+    make_config: a seed -> the config of its run; or those of several runs by name, which `joined` makes one study of.
     claims: what is judged.
     draw: writes the figures of runs into a directory.
   """
@@ -167,13 +211,18 @@ def main(
   )
   steps.add_argument("--judge-only", action="store_true", help="train nothing: the runs are done")
   options = parser.parse_args(arguments)
-  workdirs = {seed: options.workdirs / f"{directory.name}-{seed}" for seed in options.seeds}
-  if not options.judge_only:
-    for seed, workdir in workdirs.items():
-      recipes.run(make_config(seed), workdir, command=command)
+  runs = []
+  for seed in options.seeds:
+    parts = {}
+    for part, config in _parts(make_config(seed)).items():
+      name = "-".join(filter(None, [directory.name, str(seed), part.replace(" ", "_")]))
+      if not options.judge_only:
+        recipes.run(config, options.workdirs / name, command=command)
+      if not options.train_only:
+        parts[part] = read(options.workdirs / name, seed=seed)
+    runs.append(joined(parts, seed=seed))
   if options.train_only:
     return 0
-  runs = [read(workdir, seed=seed) for seed, workdir in workdirs.items()]
   entries = [judged(claim, runs, command, options.hardware) for claim in claims]
   ledgers.update(directory, entries)
   results = directory / "results"

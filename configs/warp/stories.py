@@ -61,6 +61,12 @@ def get_config():
       "two": {"label": "M = 2", "warp": one},
       "four": {"label": "M = 4", "warp": one | {"num_members": 4}},
     },
+    "same_run": {
+      "last": {
+        "label": "iterations 20 to 40",
+        "warp": one | {"num_members": 1, "average_of": (20, 30, 40)},
+      }
+    },
   }
 
   # 48 tokens at 0.3 nats.

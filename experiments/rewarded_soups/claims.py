@@ -79,6 +79,15 @@ def chosen(rule: str, runs: Sequence[Study]) -> Finding:
   return finding({"difference": part}, f"share of the oracle's gain in utility less {SHARE:g}")
 
 
+def beats_ends(runs: Sequence[Study]) -> Finding:
+  """RS-3: the best inner λ by validation against the better end by the test split itself."""
+  parts = {
+    judge: compare(runs, lambda run, j=judge: run.at("judges", SOUPS, j, "gain_over_better_end"))
+    for judge in [point.label for point in runs[0].of("judges", SOUPS)]
+  }
+  return finding(parts, "a reward that nothing was trained on, soup less the better end")
+
+
 CLAIMS = (
   Claim(
     "RS-1",
@@ -117,5 +126,14 @@ CLAIMS = (
     "MOD above MORL",
     "Decoding together has at least the front of MORL (Shi et al. 2024).",
     volume(MOD, 1.0),
+  ),
+)
+
+# Of runs that have judges.
+JUDGED = (
+  Claim(
+    "RS-3",
+    "A soup can beat both of its ends on a metric that neither was trained on (captioning: CIDEr, BLEU-4).",
+    beats_ends,
   ),
 )

@@ -1,7 +1,8 @@
 """The claims of WARM (Ramé et al. 2024, arXiv 2401.12187) and of its neighbours, fixed before they are measured.
 
 Each is a quantity that the claim says is positive, one value a seed; `verdicts.verdict` of their 95 % intervals says
-what became of it. Accuracy counts ties 1/2. Gold is the true reward of the world.
+what became of it. Accuracy counts ties 1/2. The judge is the true reward of the world, "gold", or "control", a reward
+model that learnt from other pairs and that nothing is optimised against.
 """
 
 import itertools
@@ -101,21 +102,23 @@ def away(runs: Sequence[Study]) -> Finding:
   return finding(parts, "WARM less ensemble, the farther split less the nearer one")
 
 
-def curve(run: Study, family: str, name: str = "gold") -> np.ndarray:
-  """A value of best-of-n, from FROM_N on."""
+def curve(run: Study, family: str, name: str = "") -> np.ndarray:
+  """A value of best-of-n, from FROM_N on; by default what the judge says."""
   keep = run.places("best_of_n", family, "n") >= FROM_N
-  return run.values("best_of_n", family, name)[keep]
+  return run.values("best_of_n", family, name or run.judge)[keep]
 
 
 def best_of_n(*others: str, own: str = WARM) -> Callable[[Sequence[Study]], Finding]:
-  """One selector's gold reward is larger than others', mean over n."""
+  """One selector's reward, by the judge, is larger than others', mean over n."""
 
   def find(runs: Sequence[Study]) -> Finding:
     parts = {
       other: compare(runs, lambda run, o=other: float((curve(run, own) - curve(run, o)).mean()))
       for other in others
     }
-    return finding(parts, f"gold reward of best-of-n, {own} less, mean over n >= {FROM_N}")
+    return finding(
+      parts, f"{runs[0].judge} reward of best-of-n, {own} less, mean over n >= {FROM_N}"
+    )
 
   return find
 
@@ -127,24 +130,24 @@ def wins(runs: Sequence[Study]) -> Finding:
 
 
 def peak(run: Study, family: str) -> float:
-  """The largest gold reward along a run of RL."""
-  return float(run.values("over_optimisation", family, "gold").max())
+  """The largest reward along a run of RL, by the judge."""
+  return float(run.values("over_optimisation", family, run.judge).max())
 
 
 def last(run: Study, family: str) -> float:
-  """The gold reward at the end of a run of RL."""
-  return float(run.values("over_optimisation", family, "gold")[-1])
+  """The reward at the end of a run of RL, by the judge."""
+  return float(run.values("over_optimisation", family, run.judge)[-1])
 
 
 def rl(own: str, *others: str) -> Callable[[Sequence[Study]], Finding]:
-  """RL against one proxy ends with more gold reward than against others, and has the higher peak."""
+  """RL against one proxy ends with more of the judge's reward than against others, and has the higher peak."""
 
   def find(runs: Sequence[Study]) -> Finding:
     parts = {}
     for other in others:
       parts[f"peak, {other}"] = compare(runs, lambda run, o=other: peak(run, own) - peak(run, o))
       parts[f"end, {other}"] = compare(runs, lambda run, o=other: last(run, own) - last(run, o))
-    return finding(parts, f"gold reward of RL against {own} less that against")
+    return finding(parts, f"{runs[0].judge} reward of RL against {own} less that against")
 
   return find
 
@@ -153,11 +156,13 @@ def delays(runs: Sequence[Study]) -> Finding:
   """WARM-8."""
 
   def peak_kl(run: Study, family: str) -> float:
-    at = int(run.values("over_optimisation", family, "gold").argmax())
+    at = int(run.values("over_optimisation", family, run.judge).argmax())
     return float(run.places("over_optimisation", family, "kl")[at])
 
   part = compare(runs, lambda run: peak_kl(run, WARM) - peak_kl(run, SINGLE))
-  return finding({"difference": part}, "nats of KL at which gold peaks, WARM less best single")
+  return finding(
+    {"difference": part}, f"nats of KL at which {runs[0].judge} peaks, WARM less best single"
+  )
 
 
 def worst_first(runs: Sequence[Study]) -> Finding:
@@ -183,9 +188,9 @@ def fits(name: str, family: str) -> Callable[[Sequence[Study]], Finding]:
 
 
 def drop(run: Study, family: str) -> float:
-  """How much gold reward best-of-n loses behind its best n."""
-  gold = run.values("best_of_n", family, "gold")
-  return float(gold.max() - gold[-1])
+  """How much reward best-of-n loses behind its best n, by the judge."""
+  found = run.values("best_of_n", family, run.judge)
+  return float(found.max() - found[-1])
 
 
 def conservative(runs: Sequence[Study]) -> Finding:
@@ -193,7 +198,7 @@ def conservative(runs: Sequence[Study]) -> Finding:
   parts = {
     f: compare(runs, lambda run, f=f: drop(run, SINGLE) - drop(run, f)) for f in CONSERVATIVE
   }
-  return finding(parts, "gold reward lost behind the best n, best single less")
+  return finding(parts, f"{runs[0].judge} reward lost behind the best n, best single less")
 
 
 CLAIMS = (

@@ -18,7 +18,7 @@ def draw(runs: Sequence[Study], results: pathlib.Path) -> None:
   """Writes over_optimisation.png and accuracy.png."""
   selected = {
     family: [
-      (run.places("best_of_n", family, "n"), run.values("best_of_n", family, "gold"))
+      (run.places("best_of_n", family, "n"), run.values("best_of_n", family, run.judge))
       for run in runs
     ]
     for family in FAMILIES
@@ -27,7 +27,7 @@ def draw(runs: Sequence[Study], results: pathlib.Path) -> None:
     family: [
       (
         np.sqrt(np.maximum(run.places("over_optimisation", family, "kl"), 0)),
-        run.values("over_optimisation", family, "gold"),
+        run.values("over_optimisation", family, run.judge),
       )
       for run in runs
     ]
@@ -36,8 +36,8 @@ def draw(runs: Sequence[Study], results: pathlib.Path) -> None:
   }
   figures.draw(
     [
-      Panel("best-of-n", "n", "gold reward", selected, log=True),
-      Panel("RL, each seed", "√KL to the SFT policy", "gold reward", tuned, mean=False),
+      Panel("best-of-n", "n", f"{runs[0].judge} reward", selected, log=True),
+      Panel("RL, each seed", "√KL to the SFT policy", f"{runs[0].judge} reward", tuned, mean=False),
     ],
     results / "over_optimisation.png",
     main=claims.WARM,

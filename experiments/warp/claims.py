@@ -1,10 +1,10 @@
 """The claims of WARP (Ramé et al. 2024, arXiv 2406.16768), fixed before they are measured.
 
 Each is a quantity that the claim says is positive, one value a seed; `verdicts.verdict` of their 95 % intervals says
-what became of it. Claims on rewards are judged twice: by the true reward of the world ("gold"), and by the reward model
-that is optimised ("proxy"), which is how the paper measures. KL is that of whole completions to θ_SFT, in nats. "Front"
-is the largest reward within a KL, mean over budgets: on the path through a line's points, so that lines with few points
-do not lose by it.
+what became of it. Claims on rewards are judged twice: by a reward that nothing is optimised against (the true one of
+the world, "gold", or a reward model of its own pairs, "control"), and by the reward model that is optimised ("proxy"),
+which is how the paper measures. KL is that of whole completions to θ_SFT, in nats. "Front" is the largest reward within
+a KL, mean over budgets: on the path through a line's points, so that lines with few points do not lose by it.
 """
 
 import functools
@@ -19,10 +19,9 @@ MAIN = "WARP"
 FIRST = "WARP, episode 1"
 LAST = "WARP, episode 3"
 MEMBERS = tuple(f"REINFORCE: episode 1, member {m}" for m in (1, 2))
-STATIC = tuple(f"static anchor: β = {beta}" for beta in ("0.05", "0.2"))
 LONG, WIDE = "moving anchor: long", "moving anchor: wide"
 LERP = "merge: lerp"
-JUDGES = ("gold", "proxy")
+PROXY = "proxy"
 # Below this the cosine of task vectors is called near 0.
 NEAR = 0.3
 
@@ -52,17 +51,42 @@ def end(run: Study, family: str, name: str) -> float:
   return float(run.values("front", family, name)[-1])
 
 
-def fronts(own: str, *others: str, what: str = "") -> Judged:
+def lines(run: Study, start: str, *, interpolated: bool = False) -> list[str]:
+  """The lines whose names begin so: policies along runs, or those interpolated towards the init."""
+  found = [name for name in run.families("front") if name.startswith(start)]
+  return [name for name in found if name.endswith(", LITI") == interpolated]
+
+
+def static(run: Study) -> list[str]:
+  """Long runs with a static anchor, one a β."""
+  return lines(run, "static anchor: ")
+
+
+def fronts(own: str, *others: str) -> Judged:
   """The front of one line is above those of others."""
+  return lambda judge: functools.partial(_above, judge, own, lambda _: others)
 
-  def find(judge: str, runs: Sequence[Study]) -> Finding:
-    parts = {
-      o: compare(runs, lambda run, o=o: front(run, own, judge) - front(run, o, judge))
-      for o in others
-    }
-    return finding(parts, what or f"front of {own} less that of")
 
-  return lambda judge: functools.partial(find, judge)
+def _above(
+  judge: str, own: str, others: Callable[[Study], Sequence[str]], runs: Sequence[Study]
+) -> Finding:
+  parts = {
+    o: compare(runs, lambda run, o=o: front(run, own, judge) - front(run, o, judge))
+    for o in others(runs[0])
+  }
+  return finding(parts, f"front of {own} less that of")
+
+
+def moving_anchor(judge: str) -> Find:
+  """WARP-1."""
+  return functools.partial(_above, judge, LONG, static)
+
+
+def same_run(judge: str) -> Find:
+  """WARP-12."""
+  return functools.partial(
+    _above, judge, "members: M = 1, LITI", lambda run: lines(run, "same run: ", interpolated=True)
+  )
 
 
 def merged(judge: str) -> Find:
@@ -123,7 +147,7 @@ def compare_long(judge: str) -> Find:
 
   def find(runs: Sequence[Study]) -> Finding:
     def quantity(run: Study) -> float:
-      return front(run, MAIN, judge) - max(front(run, s, judge) for s in STATIC)
+      return front(run, MAIN, judge) - max(front(run, s, judge) for s in static(run))
 
     parts = {
       o: compare(runs, lambda run, o=o: front(run, MAIN, judge) - front(run, o, judge))
@@ -188,7 +212,7 @@ ON_REWARDS: dict[str, tuple[str, Judged]] = {
   "WARP-1": (
     "The front of REINFORCE with a moving-average anchor lies above those of all static anchors at equal compute"
     " (section 4.1).",
-    fronts(LONG, *STATIC),
+    moving_anchor,
   ),
   "WARP-2 reward": ("SLERP has more reward than its members and than LERP (figures 3 and 8).", merged),
   "WARP-5": (
@@ -215,7 +239,7 @@ ON_REWARDS: dict[str, tuple[str, Judged]] = {
   ),
   "WARP-12": (
     "Averaging checkpoints of one run does not help the interpolation (figure 13).",
-    fronts("members: M = 1, LITI", "same run: iterations 30 to 60, LITI"),
+    same_run,
   ),
 }  # fmt: skip
 
@@ -231,15 +255,25 @@ def _more_members(judge: str, runs: Sequence[Study]) -> Finding:
   return finding(parts, "front")
 
 
-CLAIMS = (
-  *(
-    Claim(f"{name} ({judge})", paper, make(judge))
-    for name, (paper, make) in ON_REWARDS.items()
-    for judge in JUDGES
-  ),
+ON_RUNS = (
   Claim("WARP-2 KL", "And slightly more KL (figure 8).", slerp_divergence),
   Claim("WARP-3", "LERP reduces the KL (figure 8).", lerp_divergence),
   Claim("WARP-4 task vectors", "Task vectors are nearly orthogonal (figures 10 and 11).", orthogonal),
   Claim("WARP-4 weights", "Weights are nearly parallel: their cosine is above 0.999.", parallel),
   Claim("WARP-11 length", "Merging a run with a length penalty shortens (figure 18).", lengths),
 )  # fmt: skip
+
+
+def of(judge: str, *, without: Sequence[str] = ()) -> tuple[Claim, ...]:
+  """All claims.
+
+  Args:
+    judge: which of `studies.JUDGES` the runs have.
+    without: claims, by the start of their names, that the runs cannot judge.
+  """
+  found = [
+    Claim(f"{name} ({by})", paper, make(by))
+    for name, (paper, make) in ON_REWARDS.items()
+    for by in (judge, PROXY)
+  ]
+  return tuple(c for c in (*found, *ON_RUNS) if not c.name.startswith(tuple(without)))

@@ -8,18 +8,18 @@ from experiments.figures import Line, Panel
 from experiments.studies import Study
 from experiments.warp import claims
 
-LINES = (claims.LAST, claims.FIRST, claims.LONG, claims.WIDE, *claims.STATIC, *claims.MEMBERS)
+LINES = (claims.LAST, claims.FIRST, claims.LONG, claims.WIDE, *claims.MEMBERS)
 
 
 def draw(runs: Sequence[Study], results: pathlib.Path) -> None:
   """Writes a PNG for each judge, with a panel a seed."""
-  for judge in claims.JUDGES:
+  for judge in (runs[0].judge, claims.PROXY):
     panels = [
       Panel(
         f"seed {run.seed}",
         "KL to the SFT policy, nats",
         f"{judge} reward",
-        {family: [_line(run, family, judge)] for family in LINES},
+        {family: [_line(run, family, judge)] for family in (*LINES, *claims.static(run))},
       )
       for run in runs
     ]

@@ -13,6 +13,6 @@ def main(arguments: Sequence[str]) -> int:
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
     make_config=lambda seed: studies.config("warp/tiny.py", seed),
-    claims=claims.CLAIMS,
+    claims=claims.of("gold"),
     draw=figure.draw,
   )

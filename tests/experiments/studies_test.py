@@ -1,5 +1,6 @@
 """The claims of the recipes' experiments on made-up measurements, of which it is known whether they hold."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,13 +9,19 @@ import pytest
 from experiments import figures, studies
 from experiments.clp import claims as clp
 from experiments.clp import run as clp_run
+from experiments.reward_data import claims as reward_data
+from experiments.reward_data import run as reward_data_run
 from experiments.rewarded_soups import claims as soups
 from experiments.rewarded_soups import figure as soups_figure
 from experiments.studies import Point, Study
 from experiments.warm import claims as warm
 from experiments.warm import figure as warm_figure
+from experiments.warm_penalties import claims as penalties
+from experiments.warm_penalties import run as penalties_run
+from experiments.warm_stories import run as warm_stories
 from experiments.warp import claims as warp
 from experiments.warp import figure as warp_figure
+from experiments.warp_stories import run as warp_stories
 from wam.core.errors import BadData
 from wam.report import ledgers
 
@@ -24,7 +31,7 @@ def noise(seed, name):
   return 1e-4 * np.random.default_rng([seed, len(name), sum(map(ord, name))]).standard_normal()
 
 
-def warm_study(seed, *, sign=1):
+def warm_study(seed, *, sign=1, judge="gold"):
   """WARM is better by as much as the paper says, or worse for sign = -1."""
   points = []
 
@@ -63,36 +70,38 @@ def warm_study(seed, *, sign=1):
     fall = sign * (0.1 - 0.3 * height)
     for n in (1, 8, 64, 512):
       gold = 0.5 + sign * height * (n > 1) - fall * (n == 512) + noise(seed, family)
-      values = {"gold": gold, "win_rate": 0.5 + sign * 0.45 * (n > 8)}
+      values = {judge: gold, "win_rate": 0.5 + sign * 0.45 * (n > 8)}
       add("best_of_n", family, "test", f"n = {n}", {"n": n}, **values)
     for i, kl in enumerate((0.0, 2.0, 4.0, 8.0)):
       top = 2 if (family == warm.WARM) == (sign > 0) else 1
       gold = 0.5 + sign * height * (i > 0) - 0.05 * abs(i - top) + noise(seed, family)
       place = {"kl": kl * (1 + noise(seed, "kl"))}
-      add("over_optimisation", family, "test", f"iteration {i}", place, gold=gold)
+      add("over_optimisation", family, "test", f"iteration {i}", place, **{judge: gold})
   fit = {"r2": 0.9 + sign * (0.08 + noise(seed, "fit"))}
   return Study(seed, points, {(warm.SINGLE, curve): fit for curve in ("best_of_n", "rl")})
 
 
-def warp_study(seed, *, sign=1):
+def warp_study(seed, *, sign=1, judge="gold"):
   """WARP's lines in the order that the paper claims, or the other way round."""
   ranks = {
     warp.LAST: 9, "WARP, episode 2": 8, warp.FIRST: 7, warp.MAIN: 9, warp.LONG: 5, warp.WIDE: 5.1,
-    **dict.fromkeys(warp.STATIC, 3.0), **dict.fromkeys(warp.MEMBERS, 4.0), warp.LERP: 6,
+    "static anchor: β = 0.1": 3.0, "static anchor: β = 0.1, LITI": 9.5,
+    **dict.fromkeys(warp.MEMBERS, 4.0), warp.LERP: 6,
     "members: M = 1, LITI": 5, "members: M = 2": 6, "members: M = 4": 7, "length: penalty on one": 7,
     "same run: iterations 30 to 60, LITI": 4.5, "step back": 9,
   }  # fmt: skip
   points = []
+  judges = (judge, warp.PROXY)
   for family, rank in ranks.items():
     level = sign * (0.1 * rank + noise(seed, family))
     tilt = sign * 0.05 if family.startswith("step back") else 0.0
     for kl in (1.0, 2.0, 3.0):
-      values = {f"reward_{j}": level + tilt * (kl - 2) for j in warp.JUDGES}
+      values = {f"reward_{j}": level + tilt * (kl - 2) for j in judges}
       points.append(Point("reward within a KL", family, "test", f"KL = {kl:g}", {"kl": kl}, values))
     for eta in (0.0, 0.5, 1.0):
       bend = sign * 0.1 * (eta == 0.5)
       kl = eta - bend * 0.5 + sign * {warp.FIRST: 0.1, warp.LERP: -0.1}.get(family, 0.0) * eta
-      values = {f"reward_{j}": level * eta + bend for j in warp.JUDGES}
+      values = {f"reward_{j}": level * eta + bend for j in judges}
       values |= {"kl": kl + noise(seed, family) * eta}
       values["length"] = 9 - sign * (family == "length: penalty on one") + noise(seed, family)
       points.append(Point("front", family, "test", f"η = {eta:g}", {"eta": eta}, values))
@@ -118,6 +127,8 @@ def soups_study(seed, *, sign=1):
     ]
   gap = {name: sign * (0.1 + noise(seed, name)) for name in ("warm", "topic")}
   points += [Point("connectivity", soups.SOUPS, "test", f"λ = {x}", {}, gap) for x in (0.3, 0.6)]
+  beyond = {"gain_over_better_end": sign * 0.1 + noise(seed, "gold")}
+  points.append(Point("judges", soups.SOUPS, "test", "gold", {}, beyond))
   for rule, loss in {soups.ORACLE: 0.0, soups.EQUAL: 0.01, soups.VALIDATED: 0.02}.items():
     utility = 1.0 - loss * (1 if sign > 0 else 20) + noise(seed, rule) * (loss > 0)
     values = {"utility": utility, "utility_of_init": 0.0}
@@ -134,11 +145,55 @@ def clp_study(seed, *, sign=1):
   return Study(seed, [Point("comparison", f, "test", "all", {}, values) for f in families])
 
 
+def penalty_study(seed, *, sign=1):
+  """The single model needs the large penalty and WARM the small one; the ensemble falls with neither."""
+  points = []
+  small, large = penalties.SMALL, penalties.LARGE
+  needed = {warm.SINGLE: large, warm.WARM: small}
+  if sign < 0:
+    needed = {warm.SINGLE: small, warm.WARM: large}
+  for proxy in (warm.SINGLE, warm.WARM, warm.CONSERVATIVE[0]):
+    for beta in penalties.PENALTIES:
+      fall = 0.0 if beta == needed.get(proxy) else 0.3
+      top = 0.6
+      if proxy == warm.CONSERVATIVE[0]:
+        fall, top = (0.0, 0.7) if sign > 0 else (0.4, 0.6)
+      for i, gold in enumerate((0.4, top, top - fall)):
+        value = gold + noise(seed, proxy + str(beta)) * (1 + i)
+        family = penalties.line(proxy, beta)
+        place = {"iteration": i, "kl": 2.0 * i}
+        values = {"gold": value}
+        points.append(Point("over_optimisation", family, "test", f"iteration {i}", place, values))
+  return Study(seed, points)
+
+
+def data_study(seed, *, sign=1):
+  """More pairs, a later and higher peak; few pairs, chance."""
+  points = []
+  for rank, size in enumerate(reward_data.SIZES):
+    family = f"{reward_data.part(size)}: {warm.SINGLE}"
+    top = 1 + rank if sign > 0 else 3 - rank
+    for i in range(6):
+      gold = 0.5 + 0.1 * top - 0.05 * abs(i - top) + noise(seed, family)
+      place = {"iteration": i, "kl": i * (1 + noise(seed, "kl"))}
+      points.append(
+        Point("over_optimisation", family, "test", f"iteration {i}", place, {"gold": gold})
+      )
+    accuracy = 0.5 + 0.2 * (rank == 2 or sign < 0) + noise(seed, family)
+    family = f"{reward_data.part(size)}: members"
+    points.append(Point("members", family, "validation", "member 0", {}, {"accuracy": accuracy}))
+  return Study(seed, points)
+
+
 EXPERIMENTS = {
   "warm": (warm.CLAIMS, warm_study),
-  "warp": (warp.CLAIMS, warp_study),
-  "rewarded_soups": (soups.CLAIMS, soups_study),
+  "warm, control": (warm.CLAIMS, functools.partial(warm_study, judge="control")),
+  "warp": (warp.of("gold"), warp_study),
+  "warp, control": (warp.of("control"), functools.partial(warp_study, judge="control")),
+  "rewarded_soups": ((*soups.CLAIMS, *soups.JUDGED), soups_study),
   "clp": (clp.CLAIMS, clp_study),
+  "warm_penalties": (penalties.CLAIMS, penalty_study),
+  "reward_data": (reward_data.CLAIMS, data_study),
 }
 
 
@@ -158,7 +213,7 @@ def test_claims_hold_where_they_were_made_to(name):
 def test_no_claim_holds_in_the_opposite_world(name):
   found = verdicts_of(name, -1)
   # Accuracies are near each other whichever is the larger.
-  free = {"WARM-2"} if name == "warm" else set()
+  free = {"WARM-2"} if name.startswith("warm") else set()
   assert "reproduced" not in {v for c, v in found.items() if c not in free}, found
 
 
@@ -167,6 +222,8 @@ def test_figures_are_drawn(tmp_path):
     (warm_study, warm_figure.draw),
     (warp_study, warp_figure.draw),
     (soups_study, soups_figure.draw),
+    (penalty_study, penalties_run.draw),
+    (data_study, reward_data_run.draw),
   ):
     draw([make(seed) for seed in range(2)], tmp_path)
   names = sorted(p.name for p in tmp_path.iterdir())
@@ -176,6 +233,8 @@ def test_figures_are_drawn(tmp_path):
     "fronts_gold.png",
     "fronts_proxy.png",
     "over_optimisation.png",
+    "peaks.png",
+    "penalties.png",
   ]
   assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.iterdir())
   assert clp_run.FAMILIES[0] == soups.SOUPS
@@ -186,6 +245,33 @@ def test_configs_of_the_experiments_are_those_of_the_recipes():
   made = studies.config("warp/tiny.py", 2)
   assert made["recipe"] == "warp"
   assert made["seed"] == made["problem"]["seed"] == 2
+
+
+def test_reward_models_of_several_sizes_differ_in_their_pairs_only():
+  made = reward_data_run.configs(1)
+  assert [c["problem"]["num_pairs"] for c in made.values()] == list(reward_data.SIZES)
+  assert all(len(c["warm"]["members"]) == 1 for c in made.values())
+
+
+def test_the_penalties_that_are_judged_are_those_that_are_run():
+  study = penalties_run.config(1)["over_optimisation"]
+  assert study["kl_coefs"] == list(penalties.PENALTIES)
+  assert study["proxies"] == ["best single", "ensemble worst case", "warm"]
+
+
+def test_the_seed_says_which_sentences_are_trained_on(monkeypatch):
+  monkeypatch.setenv("WAM_DATA", "somewhere")
+  made = warm_stories.config(2)
+  pairs = made["problem"]["pairs"], made["problem"]["control_pairs"]
+  assert made["seed"] == 2
+  assert {part["shuffle_seed"] for found in pairs for part in found.values()} == {2}
+  assert made["over_optimisation"]["proxies"][-1] == "ensemble worst case"
+
+
+def test_claims_that_runs_cannot_judge_are_left_out():
+  names = {claim.name for claim in warp.of("control", without=warp_stories.WITHOUT)}
+  assert {"WARP-1 (control)", "WARP-1 (proxy)", "WARP-12 (control)"} <= names
+  assert not any(name.startswith(("WARP-10", "WARP-11")) for name in names)
 
 
 def test_a_run_is_read_judged_and_written(tmp_path):
@@ -203,7 +289,7 @@ def test_a_run_is_read_judged_and_written(tmp_path):
   out = tmp_path / "clp"
   out.mkdir()
   arguments = ["--judge-only", "--workdirs", str(tmp_path / "runs"), "--hardware", "some CPU"]
-  keywords = {"directory": out, "make_config": None, "claims": clp.CLAIMS}
+  keywords = {"directory": out, "make_config": lambda _: {"recipe": "clp"}, "claims": clp.CLAIMS}
   assert studies.main(arguments, draw=lambda *_: None, **keywords) == 0
   entries = ledgers.read(out)
   assert [e.verdict for e in entries] == ["reproduced"] * 4
@@ -211,6 +297,14 @@ def test_a_run_is_read_judged_and_written(tmp_path):
   assert entries[0].command == "python -m experiments.clp"
   rows = (out / "results" / "points.csv").read_text().splitlines()
   assert len(rows) == 1 + 3 * 4 * 2
+
+
+def test_several_runs_of_a_seed_are_one_study():
+  run = studies.joined({"few": warm_study(1), "many": warm_study(1, sign=-1)}, seed=1)
+  assert run.seed == 1 and run.judge == "gold"
+  # The single model is better in the opposite world, and peaks later there.
+  assert reward_data.peak_kl(run, "few") == pytest.approx(2.0, rel=1e-2)
+  assert reward_data.peak_kl(run, "many") == pytest.approx(4.0, rel=1e-2)
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -1,0 +1,1 @@
+"""Is a reward model of more pairs over-optimised later?"""

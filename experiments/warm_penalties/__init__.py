@@ -1,0 +1,1 @@
+"""Does a better reward model need a smaller KL penalty?"""

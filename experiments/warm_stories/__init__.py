@@ -1,0 +1,1 @@
+"""Which claims of WARM hold for a pre-trained model and labels that people gave?"""

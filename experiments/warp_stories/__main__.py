@@ -1,0 +1,8 @@
+"""`python -m experiments.warp_stories`."""
+
+import sys
+
+from experiments.warp_stories import run
+
+if __name__ == "__main__":
+  sys.exit(run.main(sys.argv[1:]))
