@@ -99,6 +99,16 @@ def workdir(tmp_path_factory):
   return directory
 
 
+def test_a_user_named_as_a_reward_is_refused(tmp_path):
+  """Its policy would lie where that of the reward alone does."""
+  config = json.loads(json.dumps(toy_config()))
+  name = next(iter(config["rewards"]))
+  config["preferences"] = {name: {name: 1.0}}
+  with pytest.raises(ConfigError, match=f"preferences.{name}: a model called {name} is written"):
+    runs.run(config, tmp_path / "run", command="wam run", show=False)
+  assert not (tmp_path / "run").exists()
+
+
 def comparable(directory):
   """The records without what depends on the clock, in an order that does not."""
   found = [records.without_times(r) for r in records.read(directory / "records.jsonl")]

@@ -209,6 +209,12 @@ def changed(path, value):
     ("decoding.alhpa", 1.0, "decoding: unknown key 'alhpa'. Did you mean 'alpha'"),
     ("preferences.both", {"warm": 0.5, "shrt": 0.5}, "preferences.both 'shrt'. Did you mean"),
     ("preferences.both", {"warm": 0.5}, "preferences.both: .* is off the simplex"),
+    ("preferences.reward_warm", {"warm": 1.0}, "reward_warm is written already; rename the user"),
+    (
+      "preferences",
+      {"../both": {"warm": 1.0}},
+      r"preferences\.\.\./both: a user's name is letters",
+    ),
     ("fronts.reference", {"warm": 0.0}, "expected a finite number for short"),
     ("personalised", {"rank": 0}, "lora: rank is 0"),
     ("reinforce.kl_cof", 0.1, "Did you mean 'kl_coef'"),

@@ -79,8 +79,8 @@ def recipe(
   settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
   settings.check(names)
   # Each reward alone, and who else is named.
-  asked = {name: {name: 1.0} for name in names} | dict(preferences or {})
-  users = {user: simplex.check(w, names, f"preferences.{user}") for user, w in asked.items()}
+  users = dict(zip(names, np.eye(len(names)), strict=True))
+  users |= soup_models.users(preferences, names, taken=names)
   shares = sections.call(soup_models.grid, grid, "grid", names=names, where="grid")
   mixed: list[Lambda] = []
   if morl is not None:

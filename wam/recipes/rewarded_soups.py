@@ -18,7 +18,6 @@ from typing import Any
 
 from wam.core import sections
 from wam.core.errors import ConfigError
-from wam.evaluation import simplex
 from wam.models.policy_mixture import PolicyMixture
 from wam.recipes import (
   panels,
@@ -80,10 +79,7 @@ def recipe(
   names = list(rewards)
   settings = sections.call(soup_fronts.Settings, fronts or {}, "fronts")
   settings.check(names)
-  users = {
-    user: simplex.check(mu, names, f"preferences.{user}")
-    for user, mu in (preferences or {}).items()
-  }
+  users = soup_models.users(preferences, names, taken=[single(name) for name in names])
   every, models = _plan(
     names,
     algorithms={"rsf": rsf, "ppo": ppo, "reinforce": reinforce},
@@ -157,6 +153,11 @@ def train(every: Runs, setting: tuning.Setting, scorers: Mapping[str, RolloutSco
     tuning.train(trained.plan, dataclasses.replace(setting, rewards=rewards))
 
 
+def single(reward: str) -> str:
+  """The directory of a reward's own model."""
+  return f"reward_{reward}"
+
+
 def export(
   chosen: Mapping[str, Lambda],
   every: Runs,
@@ -164,10 +165,10 @@ def export(
   policy: Policy,
   directory: pathlib.Path,
 ) -> None:
-  """Writes θ_i as `reward_<name>`, and each user's soup by the user's name."""
+  """Writes θ_i as `single` calls it, and each user's soup by the user's name."""
   for trained in every.single:
     alone = Candidate(SOUPS, trained.preference, (trained.plan,))
-    policies.export(policy, weights(alone), directory / f"reward_{trained.plan.label}")
+    policies.export(policy, weights(alone), directory / single(trained.plan.label))
   for user, coefficients in chosen.items():
     policies.export(policy, weights(soup_models.soup(every, coefficients)), directory / user)
 

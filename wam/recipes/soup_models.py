@@ -5,11 +5,14 @@ Leaves out training (tuning.py), measuring (soup_points.py) and what follows fro
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
+from wam.core.errors import ConfigError
 from wam.core.types import Params
 from wam.evaluation import simplex
 from wam.merging.averages import weighted_mean
@@ -107,6 +110,34 @@ def grid(
   every = [tuple(row) for row in simplex.grid(len(names), intervals or 1).tolist()]
   more = [tuple(simplex.check(point, names, f"{where}.also").tolist()) for point in also]
   return list(dict.fromkeys([*every, *more]))
+
+
+def users(
+  preferences: Mapping[str, Mapping[str, float]] | None,
+  names: Sequence[str],
+  *,
+  taken: Collection[str],
+) -> dict[str, np.ndarray]:
+  """μ [R] by the name of a user, from the section "preferences"; a model is written for each.
+
+  Args:
+    preferences: by user, a number by name of a reward.
+    names: of the rewards.
+    taken: names that other models are written under.
+
+  Raises:
+    UnknownName: for a name that is no reward; ConfigError: if a μ is off the simplex, or a user's name is taken or
+      cannot be part of a directory's.
+  """
+  found = {}
+  for user, mu in (preferences or {}).items():
+    where = f"preferences.{user}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", user):
+      raise ConfigError(f"{where}: a user's name is letters, digits, '_', '-' and '.'")
+    if user in taken:
+      raise ConfigError(f"{where}: a model called {user} is written already; rename the user")
+    found[user] = simplex.check(mu, names, where)
+  return found
 
 
 def name_of(coefficients: Sequence[float]) -> str:
