@@ -40,7 +40,14 @@ experiments: $(VENV)/.installed
 	$(BIN)/python -m experiments.warm
 	$(BIN)/python -m experiments.warp
 	$(BIN)/python -m experiments.rewarded_soups
+	$(BIN)/python -m experiments.compatible_rewards
 	$(BIN)/python -m experiments.clp
+	$(BIN)/python -m experiments.warm_penalties
+	$(BIN)/python -m experiments.reward_data
+	$(BIN)/python -m experiments.bond
+	@test -n "$$WAM_DATA" || echo "WAM_DATA is not set: leaving out warm_stories and warp_stories"
+	test -z "$$WAM_DATA" || $(BIN)/python -m experiments.warm_stories
+	test -z "$$WAM_DATA" || $(BIN)/python -m experiments.warp_stories
 
 bench: $(VENV)/.installed .venv-bench-torch/.installed .venv-bench-tunix/.installed $(MERGEKIT)/.installed
 	$(BIN)/python benchmarks/training.py

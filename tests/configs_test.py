@@ -28,7 +28,8 @@ LARGE = [
 
 
 def test_every_shipped_config_has_a_toy_size():
-  assert {str(path.relative_to(REPOSITORY / "configs")) for path in CONFIGS} == set(OVERRIDES)
+  found = {str(path.relative_to(REPOSITORY / "configs")) for path in CONFIGS}
+  assert found == {name.partition(":")[0] for name in OVERRIDES}
 
 
 def test_docstrings_give_the_command_and_what_to_expect():

@@ -8,11 +8,10 @@ from tests.toys import OVERRIDES
 from wam.checkpoints import records
 from wam.cli import main as cli
 
-PATHS = [path for path in CONFIGS if path not in OWN]
-
-
-def name_of(path):
-  return str(path.relative_to(REPOSITORY / "configs"))
+FOLDER = REPOSITORY / "configs"
+SHIPPED = [str(path.relative_to(FOLDER)) for path in CONFIGS if path not in OWN]
+# And their variants, "FILE:NAME".
+EVERY = sorted({*SHIPPED, *(name for name in OVERRIDES if name.partition(":")[0] in SHIPPED)})
 
 
 @pytest.fixture(autouse=True)
@@ -21,18 +20,18 @@ def data(request, monkeypatch):
     monkeypatch.setenv("WAM_DATA", str(request.getfixturevalue("data_dir")))
 
 
-@pytest.mark.parametrize("path", PATHS, ids=name_of)
-def test_as_shipped_it_passes_all_checks(path, passes_all_checks):
+@pytest.mark.parametrize("name", EVERY)
+def test_as_shipped_it_passes_all_checks(name, passes_all_checks):
   """Keys, values, data and model directory; smaller data, where they are invented."""
-  fewer = [o for o in OVERRIDES[name_of(path)] if ".problem.num_" in o]
-  assert passes_all_checks("--config", str(path), *fewer)
+  fewer = [o for o in OVERRIDES[name] if ".problem.num_" in o]
+  assert passes_all_checks("--config", str(FOLDER / name), *fewer)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS, ids=name_of)
-def test_at_toy_size_it_runs_to_its_report(path, tmp_path):
+@pytest.mark.parametrize("name", EVERY)
+def test_at_toy_size_it_runs_to_its_report(name, tmp_path):
   workdir = tmp_path / "run"
-  arguments = ["--config", str(path), *OVERRIDES[name_of(path)], "--workdir", str(workdir)]
+  arguments = ["--config", str(FOLDER / name), *OVERRIDES[name], "--workdir", str(workdir)]
   assert cli.main(["run", *arguments, "--quiet"]) == 0
   found = records.read(workdir)
   assert any(r["kind"] == "measurement" for r in found)

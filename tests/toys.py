@@ -173,6 +173,7 @@ WARP = [
   "--config.front.measure_every=2",
   "--config.evaluation.num_seeds=2",
 ]
+SAME_RUN = ["--config.comparisons.same_run.last.warp.average_of=(1,2)"]
 CLP = [
   "--config.clp.preferences_per_iteration=2",
   "--config.clp.prompts_per_preference=8",
@@ -181,12 +182,19 @@ CLP = [
   "--config.grid.intervals=2",
   "--config.reinforce.batch_size=8",
 ]
-SOUPS = [
+GRIDS = [
   "--config.soups.intervals=2",
   "--config.morl.intervals=2",
   "--config.decoding.intervals=2",
-  "--config.reinforce.batch_size=8",
 ]
+SOUPS = [*GRIDS, "--config.reinforce.batch_size=8"]
+WORLD_SOUPS = [*WORLD, *SOUPS]
+
+
+def _soups_by(algorithm: str) -> list[str]:
+  """The overrides of Rewarded Soups in the world, for another algorithm than REINFORCE."""
+  return [o.replace(".reinforce.", f".{algorithm}.") for o in WORLD_SOUPS]
+
 
 OVERRIDES = {
   "alignment_tax/tiny.py": TINY,
@@ -194,12 +202,18 @@ OVERRIDES = {
   "alignment_tax/openllama_3b.py": REAL_SCALE,
   "alignment_tax/mistral_7b.py": REAL_SCALE,
   "warm/tiny.py": WARM_TINY,
+  "warm/tiny.py:near": WARM_TINY,
   "warm/stories.py": WARM_STORIES,
-  "warp/tiny.py": [*WORLD, *OWN_REWARD, *WARP],
-  "warp/stories.py": [*FILES, *OWN_REWARD, *WARP],
+  "warp/tiny.py": [*WORLD, *OWN_REWARD, *WARP, *SAME_RUN],
+  "warp/stories.py": [*FILES, *OWN_REWARD, *WARP, *SAME_RUN],
   "warp/full_loop.py": [*WORLD, "--config.sft.num_steps=6", *POPULATION, *WARP],
   "warp/full_loop_stories.py": [*FILES, *OWN_REWARD, *POPULATION, *WARP],
-  "rewarded_soups/tiny.py": [*WORLD, *SOUPS],
+  "rewarded_soups/tiny.py": WORLD_SOUPS,
+  "rewarded_soups/tiny.py:compatible": WORLD_SOUPS,
+  "rewarded_soups/tiny.py:three": WORLD_SOUPS,
+  "rewarded_soups/tiny.py:personalised": WORLD_SOUPS,
+  "rewarded_soups/tiny.py:ppo": _soups_by("ppo"),
+  "rewarded_soups/tiny.py:rsf": _soups_by("rsf"),
   "rewarded_soups/stories.py": [*FILES, *POLARITY, *SOUPS],
   "clp/tiny.py": [*WORLD, *CLP],
   "clp/stories.py": [*FILES, *POLARITY, *CLP],

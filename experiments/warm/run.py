@@ -8,9 +8,9 @@ from experiments import studies
 from experiments.warm import claims, figure
 
 
-def config(seed: int) -> dict[str, Any]:
+def config(seed: int, name: str = "warm/tiny.py:near") -> dict[str, Any]:
   """Members that are linearly connected, and RL against a conservative ensemble, too."""
-  made = studies.config("warm/tiny.py:near", seed)
+  made = studies.config(name, seed)
   made["over_optimisation"]["proxies"].append("ensemble worst case")
   return made
 

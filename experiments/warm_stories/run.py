@@ -2,17 +2,9 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from experiments import studies
-from experiments.warm import claims, figure
-
-
-def config(seed: int) -> dict[str, Any]:
-  """With RL against a conservative ensemble, too; the seed also says which sentences are trained on."""
-  made = studies.config("warm/stories.py", seed)
-  made["over_optimisation"]["proxies"].append("ensemble worst case")
-  return made
+from experiments.warm import claims, figure, run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,7 +12,7 @@ def main(arguments: Sequence[str]) -> int:
   return studies.main(
     arguments,
     directory=pathlib.Path(__file__).resolve().parent,
-    make_config=config,
+    make_config=lambda seed: run.config(seed, "warm/stories.py"),
     claims=claims.CLAIMS,
     draw=figure.draw,
   )

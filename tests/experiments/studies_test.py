@@ -16,9 +16,9 @@ from experiments.rewarded_soups import figure as soups_figure
 from experiments.studies import Point, Study
 from experiments.warm import claims as warm
 from experiments.warm import figure as warm_figure
+from experiments.warm import run as warm_run
 from experiments.warm_penalties import claims as penalties
 from experiments.warm_penalties import run as penalties_run
-from experiments.warm_stories import run as warm_stories
 from experiments.warp import claims as warp
 from experiments.warp import figure as warp_figure
 from experiments.warp_stories import run as warp_stories
@@ -261,7 +261,7 @@ def test_the_penalties_that_are_judged_are_those_that_are_run():
 
 def test_the_seed_says_which_sentences_are_trained_on(monkeypatch):
   monkeypatch.setenv("WAM_DATA", "somewhere")
-  made = warm_stories.config(2)
+  made = warm_run.config(2, "warm/stories.py")
   pairs = made["problem"]["pairs"], made["problem"]["control_pairs"]
   assert made["seed"] == 2
   assert {part["shuffle_seed"] for found in pairs for part in found.values()} == {2}

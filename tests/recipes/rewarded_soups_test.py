@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
 from wam import pretrained
 from wam.checkpoints import records
 from wam.core.errors import WamError
@@ -226,11 +225,3 @@ def test_refused_before_training(path, value, message, tmp_path):
   with pytest.raises(WamError, match=message):
     runs.run(changed(path, value), tmp_path / "run", command="test", show=False)
   assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("variant", ["compatible", "ppo", "rsf", "three", "personalised"])
-def test_variants_of_the_config_pass_all_checks(variant, passes_all_checks):
-  """Keys, data and plans, up to where training would begin; the world with fewer texts than it is shipped with."""
-  fewer = ["--config.problem.num_corpus=100", "--config.problem.num_demonstrations=20"]
-  path = REPOSITORY / "configs" / "rewarded_soups" / f"tiny.py:{variant}"
-  assert passes_all_checks("--config", str(path), *fewer)
