@@ -11,6 +11,7 @@ from tests.conftest import REPOSITORY
 from tests.readme import BLOCKS, COMMANDS, README
 from tests.toys import OVERRIDES
 from wam.merging.methods import METHODS
+from wam.report import ledgers
 
 
 def test_python_example():
@@ -52,6 +53,44 @@ def test_the_table_of_methods_is_complete():
   rows = [line for line in README.splitlines() if line.startswith("| `")]
   named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
   assert named >= set(METHODS)
+
+
+# The columns of the tables of claims: which ledgers say what stands there, and by which judge.
+VERDICTS = {
+  "by the gold reward": (["alignment_tax"], "gold"),
+  "by the reward model": (["alignment_tax"], "proxy"),
+  "in the small world": (["warm", "warp"], "gold"),
+  "on the Llama": (["warm_stories", "warp_stories"], "control"),
+  "conflicting rewards": (["rewarded_soups"], ""),
+  "compatible rewards": (["compatible_rewards"], ""),
+}
+
+
+def claim_tables():
+  """(heads, rows) of every table of claims, its cells stripped."""
+  found = []
+  for block in README.split("\n\n"):
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    if rows and rows[0][0] == "claim":
+      found.append((rows[0], rows[2:]))
+  return found
+
+
+@pytest.mark.parametrize("table", claim_tables(), ids=lambda table: table[0][2])
+def test_tables_of_claims_are_what_the_ledgers_say(table):
+  heads, rows = table
+  for name, paper, *verdicts in rows:
+    for head, shown in zip(heads[2:], verdicts, strict=True):
+      experiments, judge = VERDICTS[head]
+      entries = [e for x in experiments for e in ledgers.read(REPOSITORY / "experiments" / x)]
+      found = [e for e in entries if e.claim in (name, f"{name} ({judge})")]
+      # What needs no judge stands in the first column.
+      if not found or (found[0].claim == name and judge == "proxy"):
+        assert shown == "", (name, head)
+      else:
+        assert shown == found[0].verdict, (name, head)
+        assert paper == found[0].paper, name
 
 
 def test_every_command_is_covered():

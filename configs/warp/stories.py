@@ -3,8 +3,8 @@ r"""WARP on a real pre-trained model (Ramé et al. 2024, arXiv 2406.16768, algor
 wam run --config configs/warp/stories.py --workdir runs/warp_stories
 
 The model is a Llama of 260 K parameters that tells children's stories; the proxy reward is the polarity of its
-continuations, by a reward model trained on labelled sentences; another one, trained on other sentences, judges; skills
-are TinyStories, WikiText-2 and LAMBADA.
+continuations, by a reward model trained on labelled sentences; another one, trained on other sentences, judges; the
+skill is telling stories (TinyStories).
 
 2-core x86 CPU: not run whole yet.
 """
@@ -21,6 +21,16 @@ def get_config():
   config.problem.pairs = base_configs.polarity_pairs("[:45%]", "[45%:50%]")
   config.problem.control_pairs = base_configs.polarity_pairs("[50%:95%]", "[95%:]")
   config.reward_model = base_configs.polarity_reward_model()
+
+  # A hundred policies are measured.
+  config.problem.tasks = {
+    "tinystories": {
+      "kind": "text",
+      "validation": base_configs.STORIES | {"split": "[90%:91%]"},
+      "test": base_configs.STORIES | {"split": "[97%:]"},
+    }
+  }
+  config.evaluation.mean_of = ("tinystories",)
 
   # The model seldom ends a story within max_new_tokens: what is cut off is kept.
   config.reinforce = ConfigDict()

@@ -137,6 +137,10 @@ def test_a_judge_has_its_panel_its_score_and_its_table(page_of):
   (judged,) = [s for s in page.sections if s.name == "judges"]
   cells = [cell.text for row in judged.blocks[1].rows for cell in row]
   assert any("0.100" in cell for cell in cells), cells
+  assert (
+    "By gold, which nothing was trained on, rewarded soups has 0.500 ± 0.020 at its best inner λ and the better of the"
+    " one-reward models 0.400 ± 0.020 (difference 0.100 ± 0.020)."
+  ) in page.headline
   # Not a corner of the simplex.
   assert explorer.corners == ["brevity", "warmth"]
 

@@ -48,5 +48,6 @@ def _headline(
   if moved:
     sentences.append(f"Moving λ takes {wording.listed(moved)}.")
   sentences += trade_offs.connected(run, points, names, main)
+  sentences += trade_offs.judged(run, main)
   paired = trade_offs.compared(run, trade_offs.SUMMARY, [main], "MORL")
   return sentences + (paired or wording.hypervolumes(run.records, main))

@@ -158,6 +158,23 @@ def compared(run: Run, study: str, families: Sequence[str], rival: str) -> list[
   return [f"Against {rival}, resampled together: {'; '.join(clauses)}."] if clauses else []
 
 
+def judged(run: Run, main: str) -> list[str]:
+  """One sentence a reward that nothing was trained on: does the main family beat both of its ends there?"""
+  sentences = []
+  for point in of_study(measurements.collect(run.records), JUDGES):
+    if point.family != main:
+      continue
+    value, end, gain = (
+      reading(name, point.values[name])
+      for name in (f"reward_{point.label}", "better_end", "gain_over_better_end")
+    )
+    sentences.append(
+      f"By {point.label}, which nothing was trained on, {main} has {value} at its best inner λ and the better of the"
+      f" one-reward models {end} (difference {gain})."
+    )
+  return sentences
+
+
 def reward_table(run: Run) -> Section | None:
   """What each reward is, and the scale it was put on."""
   found = run.of_kind("reward")
