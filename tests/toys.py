@@ -213,7 +213,8 @@ OVERRIDES = {
   "rewarded_soups/tiny.py:three": WORLD_SOUPS,
   "rewarded_soups/tiny.py:personalised": WORLD_SOUPS,
   "rewarded_soups/tiny.py:ppo": _soups_by("ppo"),
-  "rewarded_soups/tiny.py:rsf": _soups_by("rsf"),
+  # A second iteration would find that the toy has unlearnt how to end a reply, and keep nothing.
+  "rewarded_soups/tiny.py:rsf": [*_soups_by("rsf"), "--config.rsf.num_iterations=1"],
   "rewarded_soups/stories.py": [*FILES, *POLARITY, *SOUPS],
   "clp/tiny.py": [*WORLD, *CLP],
   "clp/stories.py": [*FILES, *POLARITY, *CLP],

@@ -145,6 +145,28 @@ def test_a_judge_has_its_panel_its_score_and_its_table(page_of):
   assert explorer.corners == ["brevity", "warmth"]
 
 
+def test_budgets_are_drawn_for_groups_of_lines_and_listed_for_all(page_of):
+  records = study_runs.warp()
+  for family in ("static anchor: β = 0.1", "WARP, episode 1"):
+    for budget in (5.0, 10.0):
+      label = f"KL = {budget:g}"
+      for judge in ("reward_gold", "reward_proxy"):  # a record each
+        values, x = {judge: 0.1}, {"kl": budget}
+        records.append(
+          study_runs.measurement("reward within a KL", family, label, values, half=0.02, x=x)
+        )
+  page = page_of("warp", records)
+  (budgets,) = [s for s in page.sections if s.name == "budgets"]
+  _, figures, table = budgets.blocks
+  assert [drawn.name for drawn in figures.panels[0].lines] == ["WARP", "static anchor"]
+  assert "gold reward" in figures.panels[0].title
+  listed = {row[0].text for row in table.rows}
+  assert listed == {"WARP", "static anchor", "static anchor: β = 0.1", "WARP, episode 1"}
+  # Both rewards of a budget stand in one row.
+  (row, *_) = [row for row in table.rows if row[0].text == "WARP, episode 1"]
+  assert [cell.text for cell in row].count("0.100") == 2
+
+
 def test_fitted_curves_follow_the_form_of_gao(page_of):
   found = {f.name: f for f in charts.all_figures(page_of("warm", study_runs.warm()))}
   panel = next(p for p in found["best_of_n"].panels if "√KL" in p.title)

@@ -55,9 +55,9 @@ class Sample(NamedTuple):
 
 
 def collect(records: Sequence[Record]) -> list[Measurement]:
-  """The measurements in the order in which they were first written; one written twice counts as the last time.
+  """The measurements in the order in which they were first written, the values of one in several records together.
 
-  Values that are not finite numbers are left out.
+  A value written twice counts as the last time. Values that are not finite numbers are left out.
   """
   found: dict[tuple[Any, ...], Measurement] = {}  # "intervals" ([low, high]) go before "halves"
   for record in of_kind(records, "measurement"):
@@ -75,7 +75,10 @@ def collect(records: Sequence[Record]) -> list[Measurement]:
         values[name] = values[name]._replace(low=finite(low), high=finite(high))
     split = str(record.get("split") or "")
     point = Measurement(record["study"], record["family"], record["label"], split, x, values)
-    found[(*point[:4], *sorted(x.items()))] = point
+    key = (*point[:4], *sorted(x.items()))
+    if key in found:
+      point = point._replace(values=found[key].values | values)
+    found[key] = point
   return list(found.values())
 
 

@@ -37,7 +37,9 @@ def blocks(run: Run) -> Page:
   parts.append(Section("hypervolumes", "Hypervolume", sections.hypervolumes(run.records)))
   if (models := warm_sections.accuracy(run, every)) is not None:
     parts.append(models)
-  parts += sections.others(every, {STUDY, *warm_sections.ACCURACY})
+  if (budgets := _budgets(of_study(every, WITHIN), judge)) is not None:
+    parts.append(budgets)
+  parts += sections.others(every, {STUDY, WITHIN, *warm_sections.ACCURACY})
   if points:
     table = sections.table(of_study(every, STUDY))
     parts.append(Section("points", "Every model that was evaluated", [table]))
@@ -140,6 +142,23 @@ def _headline(run: Run, points: Sequence[Measurement], judge: str | None, main: 
   sentences += _within(run, judge, main)
   sentences += _cosine_sentence(run)
   return sentences + _hypervolume(run, judge)
+
+
+def _budgets(found: Sequence[Measurement], judge: str | None) -> Section | None:
+  """The largest reward within each budget of KL; lines of single runs and episodes are in the table alone."""
+  if not found or judge is None:
+    return None
+  groups = [p for p in found if p.family == MAIN or not (_own(p.family) or ": " in p.family)]
+  values = [judge, *(n for n in value_names(found) if n != judge and _is_reward(n))]
+  drawn = [p for value in values if (p := sections.panel(groups, KL, value)) is not None]
+  text = (
+    "The largest reward that a line reaches without going further than so many nats, on straight paths through its"
+    " points. Of lines that differ in one setting the best counts, at each budget."
+  )
+  blocks: list[Block] = [Text([text])]
+  if drawn:
+    blocks.append(Figures("budgets", drawn))
+  return Section("budgets", "Reward within a KL", [*blocks, sections.table(found)])
 
 
 def _at(point: Measurement, judge: str) -> str:
