@@ -57,9 +57,9 @@ def lines(run: Study, start: str, *, interpolated: bool = False) -> list[str]:
   return [name for name in found if name.endswith(", LITI") == interpolated]
 
 
-def static(run: Study) -> list[str]:
+def static(run: Study, *, interpolated: bool = False) -> list[str]:
   """Long runs with a static anchor, one a β."""
-  return lines(run, "static anchor: ")
+  return lines(run, "static anchor: ", interpolated=interpolated)
 
 
 def fronts(own: str, *others: str) -> Judged:
@@ -141,17 +141,19 @@ def parallel(runs: Sequence[Study]) -> Finding:
   return finding({"difference": part}, "cosine of the members' weights less 0.999")
 
 
-def compare_long(judge: str) -> Find:
-  """Not a claim of the paper in this form: WARP against the same compute."""
+def compare_long(judge: str, *, interpolated: bool = False) -> Find:
+  """Not a claim of the paper in this form: WARP against the same compute, also interpolated towards the init."""
   best = "the best static anchor"
 
   def find(runs: Sequence[Study]) -> Finding:
     def quantity(run: Study) -> float:
-      return front(run, MAIN, judge) - max(front(run, s, judge) for s in static(run))
+      others = static(run, interpolated=interpolated)
+      return front(run, MAIN, judge) - max(front(run, s, judge) for s in others)
 
+    moving = [line + ", LITI" * interpolated for line in (LONG, WIDE)]
     parts = {
       o: compare(runs, lambda run, o=o: front(run, MAIN, judge) - front(run, o, judge))
-      for o in (LONG, WIDE)
+      for o in moving
     }
     return finding(parts | {best: compare(runs, quantity)}, "front of WARP less that of")
 
@@ -230,6 +232,11 @@ ON_REWARDS: dict[str, tuple[str, Judged]] = {
   "WARP at equal compute": (
     "Not in the paper: all of WARP against single runs of the same compute.",
     compare_long,
+  ),
+  "WARP at equal compute, interpolated": (
+    "Not in the paper, and added after the first runs: the same where the single runs are interpolated towards the"
+    " init as well.",
+    functools.partial(compare_long, interpolated=True),
   ),
   "WARP-9": ("In η reward is concave and KL convex or nearly linear (figure 9).", curvature),
   "WARP-10": ("η = 0.5 is better at high KL, 0.3 at low KL (figure 16).", step_back),

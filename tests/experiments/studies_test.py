@@ -85,7 +85,8 @@ def warp_study(seed, *, sign=1, judge="gold"):
   """WARP's lines in the order that the paper claims, or the other way round."""
   ranks = {
     warp.LAST: 9, "WARP, episode 2": 8, warp.FIRST: 7, warp.MAIN: 9, warp.LONG: 5, warp.WIDE: 5.1,
-    "static anchor: β = 0.1": 3.0, "static anchor: β = 0.1, LITI": 9.5,
+    "static anchor: β = 0.1": 3.0, "static anchor: β = 0.1, LITI": 3.5,
+    f"{warp.LONG}, LITI": 5.5, f"{warp.WIDE}, LITI": 5.6,
     **dict.fromkeys(warp.MEMBERS, 4.0), warp.LERP: 6,
     "members: M = 1, LITI": 5, "members: M = 2": 6, "members: M = 4": 7, "length: penalty on one": 7,
     "same run: iterations 30 to 60, LITI": 4.5, "step back": 9,
