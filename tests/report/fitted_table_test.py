@@ -46,3 +46,14 @@ def test_the_caption_stays():
   text = printed(made(12, caption="chosen by [bold]reward[/bold]"), 60)
   assert "chosen by reward" in text
   assert "no room for" in text
+
+
+def test_numbers_that_only_place_a_row_go_first():
+  table = made(12)
+  table.num_spare = 4
+  text, _, hidden = printed(table, 100).partition("no room for:")
+  assert "4.2345" in text and "5.2345" in text
+  assert not any(f" {i}.2345" in text for i in range(4))
+  assert [f"number {i}" in hidden for i in range(6)] == [True] * 4 + [False] * 2
+  # There, and in their places, where there is room.
+  assert "no room" not in printed(table, 400)

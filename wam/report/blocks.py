@@ -36,12 +36,15 @@ class Table(NamedTuple):
     rows: of cells, as many as heads.
     num_texts: how many of the first columns hold text; the others hold numbers.
     title: above it; "" for none.
+    num_places: how many of the numbers, the first ones, only place what the others measure: they are left out first
+      where there is no room for all.
   """
 
   heads: Sequence[str]
   rows: Sequence[Sequence[Cell]]
   num_texts: int = 1
   title: str = ""
+  num_places: int = 0
 
 
 class Line(NamedTuple):

@@ -213,6 +213,7 @@ def _rich_table(block: Table, title: str) -> Any:
   from wam.report.fitted_table import FittedTable
 
   table = FittedTable(title=_text(title), title_justify="left")
+  table.num_spare = block.num_places
   for i, head in enumerate(block.heads):
     table.add_column(_text(head), justify="left" if i < block.num_texts else "right")
   for row in block.rows:

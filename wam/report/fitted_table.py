@@ -12,19 +12,27 @@ TEXT_WIDTH = 20
 
 
 class FittedTable(Table):
-  """A `rich.table.Table`; columns on its right that the console has no room for are named below it."""
+  """A `rich.table.Table`; columns that the console has no room for are named below it.
+
+  Attributes:
+    num_spare: how many of the numbers, the first ones, are left out before any other.
+  """
+
+  num_spare: int = 0
 
   def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-    """As many columns from the left as fit; those of text, and the first of numbers, are always there."""
+    """As many columns from the left as fit; those of text, and the first of numbers that is not spare, always."""
     widths = [self._least(console, options, column) for column in self.columns]
-    least = next((i for i, c in enumerate(self.columns) if c.justify == "right"), len(widths) - 1)
-    count = len(widths)
+    right = [i for i, column in enumerate(self.columns) if column.justify == "right"]
+    spare, others = right[: self.num_spare], right[self.num_spare :]
+    order = others + spare
     # A border on the left, and of each column two spaces and a border.
-    while count > least + 1 and sum(widths[:count]) + 3 * count + 1 > options.max_width:
-      count -= 1
+    kept = set(range(len(widths)))
+    while len(order) > 1 and sum(widths[i] + 3 for i in kept) + 1 > options.max_width:
+      kept.remove(order.pop())
     shown = copy.copy(self)
-    shown.columns = self.columns[:count]
-    hidden = [str(column.header) for column in self.columns[count:]]
+    shown.columns = [self.columns[i] for i in sorted(kept)]
+    hidden = [str(column.header) for i, column in enumerate(self.columns) if i not in kept]
     if hidden:
       more = Text(f"no room for: {', '.join(hidden)}")
       caption = Text.from_markup(self.caption) if isinstance(self.caption, str) else self.caption

@@ -51,7 +51,8 @@ def table(points: Sequence[Measurement], *, title: str = "") -> Table:
     cells += [_place_cell(point.x.get(name)) for name in placed]
     cells += [value_cell(name, point.values.get(name)) for name in values]
     rows.append(cells)
-  return Table([*heads, *map(title_of, placed), *map(title_of, values)], rows, len(heads), title)
+  titles = [*heads, *map(title_of, placed), *map(title_of, values)]
+  return Table(titles, rows, len(heads), title, len(placed))
 
 
 def crossed(points: Sequence[Measurement], value: str, *, title: str = "") -> Table:
