@@ -45,6 +45,7 @@ experiments: $(VENV)/.installed
 	$(BIN)/python -m experiments.warm_penalties
 	$(BIN)/python -m experiments.reward_data
 	$(BIN)/python -m experiments.bond
+	$(BIN)/python -m experiments.elastic_reset
 	@test -n "$$WAM_DATA" || echo "WAM_DATA is not set: leaving out warm_stories and warp_stories"
 	test -z "$$WAM_DATA" || $(BIN)/python -m experiments.warm_stories
 	test -z "$$WAM_DATA" || $(BIN)/python -m experiments.warp_stories

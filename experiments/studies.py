@@ -188,6 +188,7 @@ def main(
   make_config: Callable[[int], Mapping[str, Any]],
   claims: Sequence[Claim],
   draw: Callable[[Sequence[Study], pathlib.Path], None],
+  read: Callable[..., Study] = read,
 ) -> int:
   """Runs what is missing, then judges: the command line of an experiment; see its `--help`.
 
@@ -197,6 +198,7 @@ def main(
     make_config: a seed -> the config of its run; or those of several runs by name, which `joined` makes one study of.
     claims: what is judged.
     draw: writes the figures of runs into a directory.
+    read: (workdir, seed=) -> what a run that is done measured.
   """
   command = f"python -m experiments.{directory.name}"
   parser = argparse.ArgumentParser(prog=command)

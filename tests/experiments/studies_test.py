@@ -9,6 +9,8 @@ import pytest
 from experiments import figures, studies
 from experiments.clp import claims as clp
 from experiments.clp import run as clp_run
+from experiments.elastic_reset import claims as elastic
+from experiments.elastic_reset import run as elastic_run
 from experiments.reward_data import claims as reward_data
 from experiments.reward_data import run as reward_data_run
 from experiments.rewarded_soups import claims as soups
@@ -186,6 +188,22 @@ def data_study(seed, *, sign=1):
   return Study(seed, points)
 
 
+def reset_study(seed, *, sign=1):
+  """Resets above, or below, the path through what the penalties reach."""
+  points = []
+
+  def add(family, label, kl, reward):
+    values = {"kl": kl} | {f"reward_{j}": reward + noise(seed, label) for j in ("gold", "proxy")}
+    points.append(Point("front", family, "test", label, {}, values))
+
+  add(elastic.START, "before", 0.0, 0.3)
+  for kl in (4.0, 2.0, 8.0):  # in the order of the coefficients, not of the KL
+    add(elastic.PENALTY, f"{kl}", kl, 0.3 + 0.05 * kl)
+  for kl in (3.0, 6.0):
+    add(elastic.RESET, f"every {kl}", kl, 0.3 + 0.05 * kl + sign * 0.02)
+  return Study(seed, points)
+
+
 EXPERIMENTS = {
   "warm": (warm.CLAIMS, warm_study),
   "warm, control": (warm.CLAIMS, functools.partial(warm_study, judge="control")),
@@ -195,6 +213,7 @@ EXPERIMENTS = {
   "clp": (clp.CLAIMS, clp_study),
   "warm_penalties": (penalties.CLAIMS, penalty_study),
   "reward_data": (reward_data.CLAIMS, data_study),
+  "elastic_reset": (elastic.CLAIMS, reset_study),
 }
 
 
@@ -306,6 +325,30 @@ def test_several_runs_of_a_seed_are_one_study():
   # The single model is better in the opposite world, and peaks later there.
   assert reward_data.peak_kl(run, "few") == pytest.approx(2.0, rel=1e-2)
   assert reward_data.peak_kl(run, "many") == pytest.approx(4.0, rel=1e-2)
+
+
+def test_points_of_resets_and_penalties_are_read_from_a_run(tmp_path):
+  rows = []
+  for seed in range(2):
+    for family, label, kl in (
+      ("init", "before RLHF", 0.0),
+      ("model averaging", "α = 1", 4.0),
+      ("early stopping", "iteration 1", 1.0),
+      (elastic.PENALTY, "0.2", 2.0),
+      (elastic.RESET, "every 48, β = 0", 3.0),
+    ):
+      about = {"kind": "point", "stage": "evaluation", "step": 0, "split": "test", "seed": seed}
+      values = {"kl": kl + 0.2 * seed, "reward_gold": 0.1 * kl, "reward_proxy": kl}
+      rows.append(about | {"family": family, "label": label} | values)
+  (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  run = elastic_run.read(tmp_path, seed=7)
+  kl, reward = elastic.penalised(run, "gold")
+  np.testing.assert_allclose(kl, [0.1, 2.1, 4.1])
+  np.testing.assert_allclose(reward, [0.0, 0.2, 0.4])
+  # At 3.1 nats the path has 0.3.
+  assert elastic.above(run, "every 48, β = 0", "gold") == pytest.approx(0.0)
+  elastic_run.draw([run], tmp_path)
+  assert (tmp_path / "fronts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_missing_is_named(tmp_path):
