@@ -6,7 +6,12 @@ The model is a Llama of 260 K parameters that tells children's stories; the prox
 continuations, by a reward model trained on labelled sentences; another one, trained on other sentences, judges; the
 skill is telling stories (TinyStories).
 
-2-core x86 CPU: not run whole yet.
+2-core x86 CPU: 46 min on one core beside other work. One run (seed 0, 95 % intervals over prompts): cosines of the task
+vectors by layer 0.23, 0.22, 0.17; control reward -0.04 -> 1.99, 2.35, 2.39 ± 0.10 at the merges of episodes 1, 2, 3, KL
+to the start 23, 27, 29 nats (0.5 to 0.6 a token), stories 1.44 -> 1.75 to 1.80 nats a token. Hypervolume above the
+start up to 15 nats: WARP 15.9 (14.9 to 18.2); its members' trajectories 9.8 (8.0 to 11.8); as much compute in one run
+with a static anchor 13.6 (13.0 to 15.6), with a moving one 11.1 (9.9 to 12.9); those interpolated towards the start
+17.4 (16.2 to 19.3) and 16.7 (14.7 to 18.5). Three seeds: experiments/warp_stories.
 """
 
 from ml_collections import ConfigDict
