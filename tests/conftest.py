@@ -101,7 +101,7 @@ def demo_directory(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def data_dir() -> pathlib.Path:
   """Where the real data sets lie: WAM_DATA, else ../shared/data beside the checkout; skips where neither exists."""
-  directory = pathlib.Path(os.environ.get("WAM_DATA", REPOSITORY.parent / "shared" / "data"))
+  directory = pathlib.Path(os.environ.get("WAM_DATA") or REPOSITORY.parent / "shared" / "data")
   if not directory.is_dir():
     pytest.skip(f"no real data sets: {directory} does not exist (set WAM_DATA)")
   return directory
