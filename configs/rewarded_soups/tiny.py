@@ -13,8 +13,8 @@ seeds), rewards in standard deviations: the runs reach 5.07 ± 0.11 (topic_words
 and -0.05, at 14.6 and 17.0 nats; λ = 0.5 has 2.83 ± 0.15 and 1.07 ± 0.14 as a soup, 2.08 and 2.69 by MORL, 2.07 and
 2.11 decoded together (MOD). Hypervolume above (-2, -2): soups 25.4 (24.5 to 26.4), MORL 23.5 (22.5 to 24.5) with 5
 points, MOD 27.8 (26.9 to 28.8); with the 5 λ of MORL alone the soups have 0.85 of its volume (0.80 to 0.90), MOD 0.97.
-Expected utility: 0.05 (0.00 to 0.09) below MORL. tiny.py:compatible, 5 min (three seeds: experiments/compatible_rewards,
-where MORL has both rewards and soups have 0.85 of its volume). The other variants were run at toy size only.
+Expected utility: 0.05 (0.00 to 0.09) below MORL. tiny.py:compatible, 5 min: MORL has both rewards and soups have 0.85
+of its volume (three seeds: experiments/compatible_rewards). The other variants were run at toy size only.
 """
 
 from wam import base_configs
