@@ -12,7 +12,8 @@ pairs or prompts): the members memorise, and their average forgets: of the swapp
 4.2 "right", the ensemble of the same six 89.9 % ± 2.7, the best single one 81.0 % ± 3.5; of clean ones 79.4, 96.6 and
 89.0 %. Held-out pairs 63.1, 64.1 and 65.4 % (± 4.3; the best one was chosen by these), shifted ones 56.2, 55.8 and
 59.4 % (± 5.8). RL takes the control reward to at most 2.55 ± 0.07 against WARM, 2.12 ± 0.10 against the best single
-one and 2.62 ± 0.06 against the ensemble; best-of-n does not tell them apart.
+one and 2.62 ± 0.06 against the ensemble; best-of-n does not tell them apart. Over three seeds RL does not either
+(experiments/warm_stories).
 """
 
 from ml_collections import ConfigDict
