@@ -279,13 +279,15 @@ def rest(run: Run, points: Sequence[Measurement]) -> list[Section]:
       " one-reward models."
     )
     found.append(Section("gaps", "What averaging gains", [Text([text]), sections.table(gaps)]))
-  if judged := of_study(every, JUDGES):
+  if verdicts := of_study(every, JUDGES):
     text = (
       "Rewards that nothing was trained on, at the best of the inner λ by the validation split, against the better of"
       " the one-reward models on the test split, prompt by prompt."
     )
     found.append(
-      Section("judges", "Judged by what was not trained on", [Text([text]), sections.table(judged)])
+      Section(
+        "judges", "Judged by what was not trained on", [Text([text]), sections.table(verdicts)]
+      )
     )
   if (scales := reward_table(run)) is not None:
     found.append(scales)
